@@ -1,0 +1,82 @@
+"""Catches what a task prints, so that it can be shown to the caller on another machine."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+
+class _Stream(io.TextIOBase):
+    """Stands in for sys.stdout or sys.stderr; passes on to `original` unless there is a sink."""
+
+    def __init__(self, original: TextIO) -> None:
+        self._original = original
+        self.sink: Callable[[str], None] | None = None
+
+    def write(self, text: str) -> int:
+        if self.sink is None:
+            return self._original.write(text)
+        self.sink(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._original.flush()
+
+    def fileno(self) -> int:
+        return self._original.fileno()
+
+    def isatty(self) -> bool:
+        return self.sink is None and self._original.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:
+        return self._original.encoding
+
+    @property
+    def errors(self) -> str | None:
+        return self._original.errors
+
+    @property
+    def buffer(self) -> io.BufferedIOBase:
+        return self._original.buffer  # type: ignore[return-value]
+
+
+class Capture:
+    """Switches this process's stdout and stderr between the terminal and a sink, line by line."""
+
+    def __init__(self) -> None:
+        self._streams: list[_Stream] = []
+        self._sink: Callable[[str], None] | None = None
+        self._pending = ""
+
+    def install(self) -> None:
+        """Replace sys.stdout and sys.stderr; call once, before `start`."""
+        sys.stdout, sys.stderr = streams = _Stream(sys.stdout), _Stream(sys.stderr)
+        self._streams = list(streams)
+
+    def start(self, sink: Callable[[str], None]) -> None:
+        """Send whole lines to `sink` from now on, instead of to the terminal."""
+        self._sink = sink
+        for stream in self._streams:
+            stream.sink = self._write
+
+    def _write(self, text: str) -> None:
+        lines, newline, self._pending = (self._pending + text).rpartition("\n")
+        if newline and self._sink is not None:
+            self._sink(lines + newline)
+
+    def stop(self) -> None:
+        """Send what is left, if any, and go back to the terminal."""
+        if self._sink is None:
+            return
+        for stream in self._streams:
+            stream.sink = None
+        if self._pending:
+            self._sink(self._pending + "\n")
+            self._pending = ""
+        self._sink = None

@@ -1,0 +1,199 @@
+"""The main loop of a child process: read tasks from the pipe, run them, write replies.
+
+    parent  --tasks-->  socket  -->  run(task)  -->  replies  --socket-->  parent
+                       cursor: the token being run (child writes)
+                       void: tokens up to it are not to be started (parent writes)
+
+Replies are buffered while tasks are short, and written at the latest after `FLUSH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from farpool.shared import current_job, frames, isolation, outcome, payload, preload
+from farpool.shared.capture import Capture
+from farpool.shared.functions import resolve
+
+FLUSH_SECONDS = 0.001
+_READ_BYTES = 1 << 18
+
+
+class Marks(ctypes.Structure):
+    """What parent and child tell each other without a message; one writer per field."""
+
+    _fields_ = (("cursor", ctypes.c_uint64), ("void", ctypes.c_uint64))
+
+
+@dataclass(frozen=True)
+class ChildConfig:
+    """What every child of a pool is started with.
+
+    Attributes:
+        initializer: called once with `initargs` before the first task.
+        max_tasks: tasks after which the child is replaced; None for no limit.
+        preload: names of modules to import first.
+        main_by_value: results send what `__main__` defines by value.
+        url: the server, for tasks that look at their own job; None in a local pool.
+        node: name of the node, for job records.
+    """
+
+    initializer: Callable[..., object] | None = None
+    initargs: Sequence[Any] = ()
+    max_tasks: int | None = None
+    preload: tuple[str, ...] = ()
+    main_by_value: bool = False
+    url: str | None = None
+    node: str = ""
+
+
+class Child:
+    """One child process, seen from inside."""
+
+    def __init__(self, sock: socket.socket, marks: Marks, config: ChildConfig) -> None:
+        self._sock = sock
+        self._marks = marks
+        self._config = config
+        self._replies: list[bytes] = []
+        self._flushed = time.monotonic()
+        self._done = 0
+        self._capture = Capture()
+
+    def main(self) -> None:
+        """Set up, then serve tasks until the pipe closes or the task limit is reached."""
+        if not self._start():
+            return
+        reader = frames.TaskReader()
+        while data := self._read():
+            for task in reader.feed(data):
+                self._marks.cursor = task.token
+                if task.token <= self._marks.void:
+                    self._reply(frames.RETURNED, task.token)
+                    continue
+                self._run(task)
+                if self._retires():
+                    self._reply(frames.RETIRED, task.token)
+                    self._flush()
+                    return
+            self._flush()
+
+    def _read(self) -> bytes:
+        try:
+            return self._sock.recv(_READ_BYTES)
+        except ConnectionError:
+            return b""
+
+    def _start(self) -> bool:
+        try:
+            preload.load(self._config.preload)
+            if self._config.initializer is not None:
+                self._config.initializer(*self._config.initargs)
+        except BaseException as error:
+            body, text = outcome.of_error(error, main_by_value=self._config.main_by_value)
+            self._reply(frames.BROKEN, 0, body=body, text=text.encode())
+            self._flush()
+            return False
+        self._capture.install()
+        self._reply(frames.READY, 0)
+        self._flush()
+        return True
+
+    def _retires(self) -> bool:
+        limit = self._config.max_tasks
+        return limit is not None and self._done >= limit
+
+    def _run(self, task: frames.Task) -> None:
+        if task.flags & frames.FORWARD_OUTPUT:
+            self._capture.start(lambda text: self._output(task.token, text))
+        started = time.time()
+        begin = time.perf_counter()
+        kind, body, text = frames.FAILED, b"", ""
+        try:
+            if task.flags & frames.LIFECYCLE:
+                kind, body = self._run_lifecycle(task)
+            else:
+                kind, body, text = self._call(task)
+        except BaseException as error:
+            # The two innermost frames of a task's traceback are the user's, the outer are ours.
+            body, text = outcome.of_error(
+                error.with_traceback(_user_frames(error)),
+                main_by_value=self._config.main_by_value,
+            )
+        seconds = time.perf_counter() - begin
+        self._capture.stop()
+        self._done += 1
+        self._reply(kind, task.token, started, seconds, body, text.encode("utf-8", "replace"))
+
+    def _call(self, task: frames.Task) -> tuple[int, bytes, str]:
+        name, instance, args, kwargs = payload.loads(payload.decompress(task.data))
+        function = resolve(name, instance)
+        with isolation.time_limit(task.timeout), current_job.of(task.job_id, self._config.url):
+            value = function(*args, **kwargs)
+            if inspect.iscoroutine(value):
+                value = asyncio.run(value)
+        body, text = outcome.of_result(value, main_by_value=self._config.main_by_value)
+        if text:
+            return frames.FAILED, body, text
+        return (frames.OK_NONE if value is None else frames.OK), body, ""
+
+    def _run_lifecycle(self, task: frames.Task) -> tuple[int, bytes]:
+        from farpool.shared import lifecycle
+
+        lifecycle.run(task.job_id, task.data.decode(), self._config)
+        return frames.RECORDED, b""
+
+    def _output(self, token: int, text: str) -> None:
+        self._reply(frames.OUTPUT, token, text=text.encode("utf-8", "replace"))
+
+    def _reply(
+        self,
+        kind: int,
+        token: int,
+        started: float = 0.0,
+        seconds: float = 0.0,
+        body: bytes = b"",
+        text: bytes = b"",
+    ) -> None:
+        self._replies.append(
+            frames.encode_reply(frames.Reply(kind, token, started, seconds, body, text))
+        )
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._replies:
+            data = b"".join(self._replies)
+            self._replies.clear()
+            try:
+                self._sock.sendall(data)
+            except ConnectionError:
+                # The parent is gone and nobody is left to tell.
+                os._exit(1)
+        self._flushed = time.monotonic()
+
+
+def _user_frames(error: BaseException) -> Any:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def main(sock: socket.socket, marks: Any, config: ChildConfig) -> None:
+    """Entry point of a child process; `marks` is a shared `Marks`."""
+    isolation.enter()
+    Child(sock, marks, config).main()
+    sock.close()
+
+

@@ -1,0 +1,112 @@
+"""Connections to the server: from a url, with timeouts, and checked for what answers there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+from redis import Redis, exceptions
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from farpool.shared.errors import ConfigError, ServerUnavailableError, UnsupportedServerError
+
+URL_VARIABLE = "FARPOOL_URL"
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 20.0
+"""Longer than any blocking command that farpool sends."""
+MINIMUM_VERSION = (7, 0)
+
+
+def url_or_default(url: str | None) -> str | None:
+    """Return `url`, else the environment's FARPOOL_URL, else None."""
+    return url or os.environ.get(URL_VARIABLE) or None
+
+
+def safe(url: str) -> str:
+    """Return `url` with the password replaced, for messages and logs."""
+    return re.sub(r"(//[^:@/]*:)[^@]*@", r"\1***@", url)
+
+
+def connect(url: str, *, check: bool = True) -> Redis:
+    """Return a client for the server at `url`.
+
+    Args:
+        url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS, or
+            `unix:///path/to.sock[?db=N]`, with redis-py's query options.
+        check: ask the server what it is now, rather than at the first command.
+
+    Raises:
+        ConfigError: the url is not one that redis-py understands.
+        ServerUnavailableError: nothing answers there, or it refuses these credentials.
+        UnsupportedServerError: what answers is not Redis >= 7.0 or Valkey.
+    """
+    try:
+        client = Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=READ_SECONDS,
+            health_check_interval=0,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"cannot use the url {safe(url)!r}: {error} (expected redis://HOST:PORT/DB, "
+            "rediss://... or unix:///PATH)"
+        ) from None
+    if check:
+        check_server(client, url)
+    return client
+
+
+def check_server(client: Redis, url: str) -> None:
+    """Make sure that the server is there and is one that farpool can use.
+
+    Raises:
+        ServerUnavailableError, UnsupportedServerError: see `connect`.
+    """
+    with translated_errors(url):
+        info = client.info("server")
+    version = str(info.get("redis_version", "")) if isinstance(info, dict) else ""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is None:
+        raise UnsupportedServerError(f"what answers at {safe(url)} is not a Redis server")
+    if (int(match[1]), int(match[2])) < MINIMUM_VERSION:
+        raise UnsupportedServerError(
+            f"the server at {safe(url)} is Redis {version}; farpool needs 7.0 or later"
+        )
+
+
+@contextlib.contextmanager
+def translated_errors(url: str) -> Iterator[None]:
+    """Turn redis-py's connection errors into farpool's, in one line with the url.
+
+    Raises:
+        ServerUnavailableError, UnsupportedServerError: see `connect`.
+    """
+    where = safe(url)
+    try:
+        yield
+    except exceptions.AuthenticationError as error:
+        raise ServerUnavailableError(f"the server at {where} refused the login: {error}") from None
+    except (exceptions.InvalidResponse, UnicodeDecodeError):
+        raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
+    except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+        if "Protocol" in str(error):
+            raise UnsupportedServerError(
+                f"what answers at {where} is not a Redis server"
+            ) from None
+        raise ServerUnavailableError(
+            f"no server answers at {where} ({error}); start one with 'farpool server', or give "
+            "another --url"
+        ) from None
+    except exceptions.NoPermissionError as error:
+        raise ServerUnavailableError(f"the server at {where} refused: {error}") from None
+    except exceptions.ResponseError as error:
+        if "AUTH" in str(error).upper():
+            raise ServerUnavailableError(
+                f"the server at {where} refused the login: {error}"
+            ) from None
+        raise UnsupportedServerError(f"the server at {where} answered: {error}") from None

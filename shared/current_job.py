@@ -1,0 +1,47 @@
+"""Makes `rq.get_current_job()` work in a task, at no cost to tasks that do not ask."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from redis import Redis
+from rq.job import Job, _current_job
+
+from farpool.shared.connection import connect
+
+
+@functools.cache
+def connection(url: str) -> Redis:
+    """Return this process's own connection to the server, made at the first use."""
+    return connect(url, check=False)
+
+
+class CurrentJob(Job):
+    """The job of the running task; reads its record only when an attribute is looked at."""
+
+    def __init__(self, job_id: str, url: str) -> None:
+        self._id = job_id
+        self._url = url
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "connection" in self.__dict__:
+            raise AttributeError(name)
+        super().__init__(self._id, connection=connection(self._url))
+        self.refresh()
+        return getattr(self, name)
+
+
+@contextlib.contextmanager
+def of(job_id: str, url: str | None) -> Iterator[None]:
+    """Make job `job_id` the current one; without a url there are no job records to look at."""
+    if url is None:
+        yield
+        return
+    token = _current_job.set(CurrentJob(job_id, url))
+    try:
+        yield
+    finally:
+        _current_job.reset(token)

@@ -1,0 +1,187 @@
+"""Tasks in, what became of them out: a `ProcessPool` driven by a `Scheduler`.
+
+Owned by one thread, of a node or of the local backend, which calls `step` in a loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+
+from farpool.shared import frames
+from farpool.shared.child import ChildConfig
+from farpool.shared.frames import Task
+from farpool.shared.processes import (
+    Broken,
+    Lost,
+    Process,
+    ProcessPool,
+    Replied,
+    Returned,
+    describe_exit,
+)
+from farpool.shared.scheduler import STUCK_SECONDS, Scheduler
+
+OVERTIME_SECONDS = 60.0
+"""A task's own alarm should have ended it this long ago; its process is killed."""
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task came to an end in process `pid`."""
+
+    task: Task
+    reply: frames.Reply
+    pid: int
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The process that ran the task died of it; `reason` says how."""
+
+    task: Task
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A task whose output is forwarded printed whole lines."""
+
+    task: Task
+    pid: int
+    text: str
+
+
+Result = Done | Crashed | Printed | Broken
+
+
+class Dispatcher:
+    """Runs tasks on child processes.
+
+    Args:
+        size: number of child processes.
+        config: what each is started with.
+        context: a multiprocessing context; the forkserver by default.
+    """
+
+    def __init__(
+        self, size: int, config: ChildConfig, context: BaseContext | None = None
+    ) -> None:
+        self.pool = ProcessPool(size, config, context)
+        self.scheduler = Scheduler()
+        self._max_tasks = config.max_tasks
+        self._looked = time.monotonic()
+        self._since: dict[int, tuple[int, float]] = {}
+
+    def start(self) -> None:
+        """Start the child processes."""
+        self.pool.start()
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Take tasks; they go to children in `step`."""
+        self.scheduler.add(tasks)
+
+    @property
+    def sent(self) -> int:
+        """Number of tasks that children have and have not answered."""
+        return sum(len(process.sent) for process in self.pool.processes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any task waits or runs."""
+        return bool(self.scheduler.backlog) or self.sent > 0
+
+    def wanted(self) -> int:
+        """Return how many more tasks the children could use now."""
+        ready = sum(process.ready for process in self.pool.processes)
+        return self.scheduler.wanted(ready, self.sent) if ready else 0
+
+    def step(self, timeout: float | None) -> list[Result]:
+        """Wait up to `timeout` seconds for children, then send them what waits."""
+        self._assign()
+        if self._stuck():
+            timeout = STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
+        results: list[Result] = []
+        for event in self.pool.poll(timeout):
+            match event:
+                case Replied(process, task, reply) if reply.kind == frames.OUTPUT:
+                    text = reply.text.decode("utf-8", "replace")
+                    results.append(Printed(task, process.pid, text))
+                case Replied(process, task, reply):
+                    self.scheduler.learn(task.label, reply.seconds)
+                    results.append(Done(task, reply, process.pid))
+                case Lost(process, running, unstarted):
+                    self.scheduler.put_back(unstarted)
+                    if running is not None:
+                        results.append(Crashed(running, process.pid, describe_exit(process)))
+                case Returned(tasks):
+                    self.scheduler.put_back(tasks)
+                case Broken():
+                    results.append(event)
+        self._rebalance()
+        self._kill_overtime()
+        self._assign()
+        return results
+
+    def _assign(self) -> None:
+        if not self.scheduler.backlog:
+            return
+        ready = sorted(
+            (process for process in self.pool.processes if process.ready),
+            key=lambda process: len(process.sent),
+        )
+        for index, process in enumerate(ready):
+            limit = None
+            if self._max_tasks is not None:
+                limit = self._max_tasks - process.done - len(process.sent)
+            bundle = self.scheduler.bundle(process.sent, len(ready) - index, limit)
+            if bundle:
+                self.pool.send(process, bundle)
+
+    def _stuck(self) -> list[Process]:
+        """Children with more than one task while another child has none and nothing waits."""
+        processes = self.pool.processes
+        if self.scheduler.backlog or all(process.sent for process in processes):
+            return []
+        return [process for process in processes if len(process.sent) > 1]
+
+    def _rebalance(self) -> None:
+        overdue = time.monotonic() - STUCK_SECONDS
+        for process in self._stuck():
+            if process.progressed <= overdue:
+                self.scheduler.put_back(process.take_back())
+
+    def _kill_overtime(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        since: dict[int, tuple[int, float]] = {}
+        for process in self.pool.processes:
+            task = process.running()
+            if task is None:
+                continue
+            token, begun = self._since.get(process.pid, (task.token, now))
+            begun = begun if token == task.token else now
+            since[process.pid] = task.token, begun
+            if task.timeout > 0 and now - begun > task.timeout + OVERTIME_SECONDS:
+                process.kill()
+        self._since = since
+
+    def take_back(self) -> list[Task]:
+        """Return every task that no child has begun; they are no longer this dispatcher's."""
+        tasks = [task for process in self.pool.processes for task in process.take_back()]
+        return tasks + self.scheduler.take_all()
+
+    def running(self) -> Sequence[Task]:
+        """Return the tasks being executed now."""
+        tasks = (process.running() for process in self.pool.processes)
+        return [task for task in tasks if task is not None]
+
+    def stop(self, timeout: float = 0.0) -> None:
+        """End the children; those still busy after `timeout` seconds are killed."""
+        self.pool.stop(timeout)

@@ -1,0 +1,153 @@
+"""The bytes on the pipe between a parent and a child process.
+
+Parent to child, one frame per task; child to parent, one frame per reply. Both directions are
+fixed little-endian headers and raw payload bytes, so that the parent never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from farpool.shared.errors import PayloadError
+
+_TASK = struct.Struct("<QBdHQ")
+_REPLY = struct.Struct("<BQddQQ")
+MAX_BYTES = 1 << 40
+"""No payload is this large; a header that says so is garbage."""
+
+# What a reply says of its task.
+OK = 1
+OK_NONE = 2
+FAILED = 3
+RETURNED = 4
+"""Not started, because the parent took it back."""
+RECORDED = 5
+"""The child itself recorded the outcome in Redis."""
+OUTPUT = 6
+"""The task printed `text`."""
+# What a reply says of the child.
+READY = 7
+BROKEN = 8
+"""The child could not start: an initializer or a preloaded module raised."""
+RETIRED = 9
+"""The child has run all the tasks it may and exits."""
+_KINDS = range(OK, RETIRED + 1)
+
+# Flags of a task.
+FORWARD_OUTPUT = 1
+LIFECYCLE = 2
+"""An RQ job whose finish has more to do than to store a result."""
+
+
+class Task(NamedTuple):
+    """A task on its way to a child; `label` and `cost` stay with the parent.
+
+    Attributes:
+        token: its number in the order sent to one child.
+        timeout: seconds it may run, none if <= 0.
+        label: what is expected to take alike long, usually the function's name.
+        cost: seconds it is expected to take.
+    """
+
+    token: int
+    flags: int
+    timeout: float
+    job_id: str
+    data: bytes
+    label: str = ""
+    cost: float = 0.0
+
+
+class Reply(NamedTuple):
+    """What a child says; `started` is in seconds since the epoch, `seconds` is the run time."""
+
+    kind: int
+    token: int
+    started: float
+    seconds: float
+    body: bytes
+    text: bytes
+
+
+def encode_task(task: Task) -> bytes:
+    """Frame one task."""
+    name = task.job_id.encode()
+    head = _TASK.pack(task.token, task.flags, task.timeout, len(name), len(task.data))
+    return b"".join((head, name, task.data))
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Frame one reply."""
+    head = _REPLY.pack(
+        reply.kind, reply.token, reply.started, reply.seconds, len(reply.body), len(reply.text)
+    )
+    return b"".join((head, reply.body, reply.text))
+
+
+class TaskReader:
+    """Cuts a stream of bytes into tasks."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Task]:
+        """Add bytes; yields the tasks that are whole.
+
+        Raises:
+            PayloadError: the bytes are not task frames.
+        """
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        try:
+            while len(buffer) - at >= _TASK.size:
+                token, flags, timeout, name, size = _TASK.unpack_from(buffer, at)
+                if size > MAX_BYTES:
+                    raise PayloadError("a task frame has an impossible size")
+                start = at + _TASK.size
+                end = start + name + size
+                if len(buffer) < end:
+                    break
+                job_id = buffer[start : start + name].decode()
+                at = end
+                yield Task(token, flags, timeout, job_id, bytes(buffer[start + name : end]))
+        finally:
+            del buffer[:at]
+
+
+class ReplyReader:
+    """Cuts a stream of bytes into replies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Reply]:
+        """Add bytes; returns the replies that are whole.
+
+        Raises:
+            PayloadError: the bytes are not reply frames.
+        """
+        buffer = self._buffer
+        buffer += data
+        replies = []
+        at = 0
+        while len(buffer) - at >= _REPLY.size:
+            kind, token, started, seconds, body, text = _REPLY.unpack_from(buffer, at)
+            if kind not in _KINDS or body > MAX_BYTES or text > MAX_BYTES:
+                raise PayloadError("a reply frame has an impossible kind or size")
+            start = at + _REPLY.size
+            middle = start + body
+            end = middle + text
+            if len(buffer) < end:
+                break
+            replies.append(
+                Reply(
+                    kind, token, started, seconds, bytes(buffer[start:middle]),
+                    bytes(buffer[middle:end]),
+                )
+            )  # fmt: skip
+            at = end
+        del buffer[:at]
+        return replies

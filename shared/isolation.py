@@ -1,0 +1,76 @@
+"""What sets a child process apart from its parent: signals, process group, lifetime, timeouts."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from types import FrameType
+
+from rq.timeouts import JobTimeoutException
+
+
+def enter() -> None:
+    """Make this process a child of its own: call once, first thing.
+
+    It leads its own process group, so that a terminal's Ctrl-C passes it by and a kill takes
+    what it started along, and it dies with its parent even when busy.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, _on_alarm)
+    signal.set_wakeup_fd(-1)
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+    if sys.platform == "linux":
+        # The kernel sends the signal when the parent's end of the pipe closes, so no thread of
+        # ours has to be scheduled, and a task that never releases the GIL dies as well.
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if not wait([sentinel], timeout=0):
+            return
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def watch() -> None:
+        wait([sentinel])
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="farpool-parent-watch", daemon=True).start()
+
+
+_limit = 0.0
+
+
+def _on_alarm(signum: int, frame: FrameType | None) -> None:
+    raise JobTimeoutException(f"Task exceeded maximum timeout value ({_limit:g} seconds)")
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise rq's `JobTimeoutException` in the main thread after `seconds`; no limit if <= 0."""
+    global _limit
+    if seconds <= 0:
+        yield
+        return
+    _limit = seconds
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

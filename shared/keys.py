@@ -1,0 +1,64 @@
+"""Every Redis key that farpool reads or writes: RQ's own and ours, all under RQ's prefix.
+
+The layout of RQ's keys is that of rq 3 (its `RQ_KEY_PREFIX` environment variable included), so
+that with a hash tag as prefix all keys of one installation share a cluster slot.
+"""
+
+from __future__ import annotations
+
+from rq.defaults import RQ_KEY_PREFIX as PREFIX
+
+QUEUES = f"{PREFIX}:queues"
+SUSPENDED = f"{PREFIX}:suspended"
+NODES = f"{PREFIX}:farpool:nodes"
+"""Sorted set: node name -> end of its lease (server time, seconds since the epoch)."""
+
+
+def queue(name: str) -> str:
+    """List of job ids that wait in queue `name`."""
+    return f"{PREFIX}:queue:{name}"
+
+
+def job(job_id: str) -> str:
+    """Hash of one job."""
+    return f"{PREFIX}:job:{job_id}"
+
+
+def dependents(job_id: str) -> str:
+    """Set of the jobs that wait for job `job_id`."""
+    return f"{PREFIX}:job:{job_id}:dependents"
+
+
+def result_stream(job_id: str) -> str:
+    """RQ's stream of the results of one job."""
+    return f"{PREFIX}:results:{job_id}"
+
+
+def worker(name: str) -> str:
+    """RQ's hash of one worker; a farpool node is one."""
+    return f"{PREFIX}:worker:{name}"
+
+
+def worker_executions(name: str) -> str:
+    """RQ's set of what a worker executes now, as `JOB:EXECUTION`."""
+    return f"{PREFIX}:worker:{name}:executions"
+
+
+def claims(node: str) -> str:
+    """Hash: job id -> what `node` knows of its claim (see scripts/claim.lua)."""
+    return f"{PREFIX}:farpool:claims:{node}"
+
+
+def results(session: str) -> str:
+    """Hash: job id -> outcome, for the jobs of one session."""
+    return f"{PREFIX}:farpool:results:{session}"
+
+
+def done(session: str) -> str:
+    """Stream that announces which jobs of one session have an outcome."""
+    return f"{PREFIX}:farpool:done:{session}"
+
+
+def output(session: str) -> str:
+    """Stream of what the tasks of one session printed."""
+    return f"{PREFIX}:farpool:output:{session}"

@@ -1,0 +1,93 @@
+"""What became of a task, as bytes: written by a child process, read by the caller.
+
+An outcome is one tag byte and a pickle. `R`: the result. `E`: an error, as the tuple
+(pickled exception or None, dotted type name, message, traceback text).
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
+from typing import Any
+
+from farpool.shared import payload
+from farpool.shared.errors import PayloadError, RemoteError
+
+RESULT = b"R"
+ERROR = b"E"
+NONE = RESULT + pickle.dumps(None, payload.PROTOCOL)
+
+
+def of_result(value: object, *, main_by_value: bool) -> tuple[bytes, str]:
+    """Encode a task's return value; returns (outcome, traceback text, empty when it pickles).
+
+    A value that does not pickle becomes a `multiprocessing.pool.MaybeEncodingError`, as in
+    CPython's pool.
+    """
+    if value is None:
+        return NONE, ""
+    try:
+        return RESULT + payload.dumps_result(value, main_by_value=main_by_value), ""
+    except Exception as error:
+        return of_error(MaybeEncodingError(error, value), main_by_value=main_by_value)
+
+
+def of_error(error: BaseException, *, main_by_value: bool = True) -> tuple[bytes, str]:
+    """Encode a task's exception; returns (outcome, traceback text).
+
+    An exception that does not survive a round trip through pickle travels as its name, message
+    and traceback, and becomes a `RemoteError` at the caller.
+    """
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickled: bytes | None = payload.dumps_result(error, main_by_value=main_by_value)
+        payload.loads(pickled or b"")
+    except Exception:
+        pickled = None
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message could not be made)"
+    return ERROR + pickle.dumps((pickled, name, message, text), payload.PROTOCOL), text
+
+
+def is_error(data: bytes) -> bool:
+    """Tell whether an outcome is an error, without unpickling it."""
+    return data[:1] == ERROR
+
+
+def result(data: bytes) -> Any:
+    """Return the value of an outcome.
+
+    Raises:
+        BaseException: the task's own exception, with a `multiprocessing.pool.RemoteTraceback`
+            as its cause; a `RemoteError` where that exception cannot be rebuilt here.
+        PayloadError: the bytes are not an outcome.
+    """
+    if data[:1] == RESULT:
+        return payload.loads(data[1:])
+    raise error(data)
+
+
+def error(data: bytes) -> BaseException:
+    """Rebuild the exception of an outcome for which `is_error` holds.
+
+    Raises:
+        PayloadError: the bytes are not an error outcome.
+    """
+    if not is_error(data):
+        raise PayloadError(f"not an outcome: {data[:20]!r}")
+    pickled, name, message, text = payload.loads(data[1:])
+    rebuilt: BaseException = RemoteError(name, message)
+    if pickled is not None:
+        try:
+            loaded = payload.loads(pickled)
+        except Exception as reason:
+            rebuilt.add_note(f"(the exception could not be rebuilt here: {reason!r})")
+        else:
+            if isinstance(loaded, BaseException):
+                rebuilt = loaded
+    rebuilt.__cause__ = RemoteTraceback(text)
+    return rebuilt

@@ -1,0 +1,93 @@
+"""Objects to bytes and back: plain pickle first, by value where a name would not resolve.
+
+A function or class of `__main__` has no importable name on another machine, so whatever mentions
+`__main__` is pickled again with cloudpickle, which sends such definitions by value.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import types
+import zlib
+from typing import Any
+
+import cloudpickle
+
+from farpool.shared.errors import PayloadError
+
+PROTOCOL = 5
+_MAIN = b"__main__"
+
+
+def dumps(obj: object, *, main_by_value: bool = True) -> bytes:
+    """Pickle arguments or a function for a child process.
+
+    Args:
+        obj: anything that pickle or cloudpickle takes.
+        main_by_value: send what `__main__` defines by value; False where the reader has the
+            same `__main__`, as the children of a local pool do.
+
+    Raises:
+        Exception: whatever pickling `obj` raises.
+    """
+    try:
+        data = pickle.dumps(obj, PROTOCOL)
+    except Exception:
+        return cloudpickle.dumps(obj, PROTOCOL)
+    if main_by_value and _MAIN in data:
+        return cloudpickle.dumps(obj, PROTOCOL)
+    return data
+
+
+class _MainByValue(cloudpickle.Pickler):
+    """Sends only what `__main__` defines by value, so that other lambdas fail as in pickle."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.FunctionType | type) and obj.__module__ == "__main__":
+            return super().reducer_override(obj)
+        return NotImplemented
+
+
+def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
+    """Pickle a task's result or exception in a child process.
+
+    Stricter than `dumps`: a lambda of an importable module is refused, as multiprocessing does.
+
+    Raises:
+        Exception: whatever pickling `obj` raises.
+    """
+    try:
+        data = pickle.dumps(obj, PROTOCOL)
+        if not (main_by_value and _MAIN in data):
+            return data
+    except Exception:
+        if not main_by_value:
+            raise
+    buffer = io.BytesIO()
+    _MainByValue(buffer, PROTOCOL).dump(obj)
+    return buffer.getvalue()
+
+
+def loads(data: bytes) -> Any:
+    """Unpickle what `dumps` or RQ wrote. Never called in a node's parent process.
+
+    Raises:
+        Exception: whatever unpickling `data` raises.
+    """
+    return pickle.loads(data)
+
+
+def decompress(data: bytes) -> bytes:
+    """Undo the zlib compression of RQ's stock producers; ours send plain bytes.
+
+    Raises:
+        PayloadError: if `data` looks compressed and is not whole.
+    """
+    # A pickle of protocol 2 or later opens with 0x80, a zlib stream (as rq writes it) with 0x78.
+    if data[:1] != b"\x78":
+        return data
+    try:
+        return zlib.decompress(data)
+    except zlib.error as error:
+        raise PayloadError(f"the job's data is neither a pickle nor zlib data: {error}") from None

@@ -1,0 +1,340 @@
+"""The pool of child processes that a node and the local backend both use.
+
+    owner  --send-->   Process (one socket each)   --task frames-->   child
+           <--poll--   events                      <--reply frames--
+
+One thread owns a `ProcessPool` and calls `poll` in a loop; only `wake` may be called from others.
+Children share no lock and no queue, so one that dies holds up nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from multiprocessing.sharedctypes import RawValue
+from typing import Any
+
+from farpool.shared import child, frames, preload
+from farpool.shared.errors import PayloadError
+
+START_TRIES = 3
+"""Children in a row that may die before they are ready; then the pool gives up."""
+_READ_BYTES = 1 << 20
+_EXIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A child sent a reply; `task` is the one it is about."""
+
+    process: Process
+    task: frames.Task
+    reply: frames.Reply
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A child died. `running` was being executed, `unstarted` were not begun or not reported."""
+
+    process: Process
+    running: frames.Task | None
+    unstarted: list[frames.Task]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Tasks that a child will not run after all, because it retires."""
+
+    tasks: list[frames.Task]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """No child can start. `outcome` is an error outcome, `text` the reason."""
+
+    outcome: bytes
+    text: str
+
+
+Event = Replied | Lost | Returned | Broken
+
+
+@dataclass(eq=False)
+class Process:
+    """One child, seen from its parent.
+
+    Attributes:
+        sent: its unanswered tasks, in order.
+        done: tasks that it has answered.
+        ready: it has started and may get tasks.
+        progressed: monotonic time when its first unanswered task came to be that.
+    """
+
+    process: Any
+    sock: socket.socket
+    marks: Any
+    sent: deque[frames.Task] = field(default_factory=deque)
+    last_token: int = 0
+    done: int = 0
+    ready: bool = False
+    progressed: float = 0.0
+    _out: bytearray = field(default_factory=bytearray)
+    reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return int(self.process.pid)
+
+    def fileno(self) -> int:
+        """File descriptor of the pipe, for a selector."""
+        return self.sock.fileno()
+
+    @property
+    def writing(self) -> bool:
+        """Whether bytes wait for room in the pipe."""
+        return bool(self._out)
+
+    def write(self, data: bytes = b"") -> None:
+        """Send `data` after what waits already, as far as the pipe takes it."""
+        self._out += data
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while self._out:
+                del self._out[: self.sock.send(self._out)]
+
+    def running(self) -> frames.Task | None:
+        """Return the unanswered task that the child has begun, if any."""
+        cursor = self.marks.cursor
+        return next((task for task in self.sent if task.token == cursor), None)
+
+    def take_back(self) -> list[frames.Task]:
+        """Void the tasks that the child has not begun, and return them."""
+        self.marks.void = self.last_token
+        cursor = self.marks.cursor
+        taken = [task for task in self.sent if task.token > cursor]
+        self.sent = deque(task for task in self.sent if task.token <= cursor)
+        return taken
+
+    def answered(self, token: int) -> frames.Task | None:
+        """Forget and return an unanswered task; None if it was taken back before."""
+        for index, task in enumerate(self.sent):
+            if task.token == token:
+                del self.sent[index]
+                return task
+        return None
+
+    def kill(self) -> None:
+        """Kill the child and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+            return
+        # A child that has not come to lead a group yet; a dead one's id may be another's by now.
+        if self.process.exitcode is None:
+            self.process.kill()
+
+
+class ProcessPool:
+    """A fixed number of child processes, each replaced when it dies or retires.
+
+    Args:
+        size: number of children.
+        config: what each child is started with.
+        context: a multiprocessing context; the forkserver by default.
+    """
+
+    def __init__(
+        self, size: int, config: child.ChildConfig, context: BaseContext | None = None
+    ) -> None:
+        self.size = size
+        self.processes: list[Process] = []
+        self.broken: Broken | None = None
+        self._config = config
+        self._context: Any = context or default_context(config.preload)
+        self._selector = selectors.DefaultSelector()
+        self._failed_starts = 0
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+
+    def start(self) -> None:
+        """Start the children; they report for work through `poll`."""
+        while len(self.processes) < self.size:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        marks = RawValue(child.Marks)
+        process = self._context.Process(
+            target=child.main, args=(theirs, marks, self._config), name="farpool-child"
+        )
+        process.start()
+        theirs.close()
+        ours.setblocking(False)
+        entry = Process(process, ours, marks)
+        self.processes.append(entry)
+        self._selector.register(entry, selectors.EVENT_READ, entry)
+        self._selector.register(process.sentinel, selectors.EVENT_READ, entry)
+
+    def wake(self) -> None:
+        """Make `poll` return; may be called from any thread and from a signal handler."""
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
+
+    def send(self, process: Process, tasks: Sequence[frames.Task]) -> None:
+        """Queue tasks in a child's pipe; gives them their tokens."""
+        parts = []
+        if not process.sent:
+            process.progressed = time.monotonic()
+        for task in tasks:
+            process.last_token += 1
+            numbered = task._replace(token=process.last_token)
+            process.sent.append(numbered)
+            parts.append(frames.encode_task(numbered))
+        process.write(b"".join(parts))
+        self._watch_writes(process)
+
+    def _watch_writes(self, process: Process) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.writing else 0)
+        if self._selector.get_key(process).events != events:
+            self._selector.modify(process, events, process)
+
+    def poll(self, timeout: float | None) -> list[Event]:
+        """Wait for children for up to `timeout` seconds; returns what happened."""
+        events: list[Event] = []
+        for key, mask in self._selector.select(timeout):
+            if key.fileobj is self._wake_read:
+                with contextlib.suppress(BlockingIOError):
+                    while self._wake_read.recv(4096):
+                        pass
+                continue
+            process: Process = key.data
+            if process not in self.processes:
+                continue
+            if mask & selectors.EVENT_WRITE:
+                process.write()
+                self._watch_writes(process)
+            if mask & selectors.EVENT_READ:
+                died = key.fileobj is not process
+                events.extend(self._read(process, died))
+        return events
+
+    def _read(self, process: Process, died: bool) -> Iterator[Event]:
+        while True:
+            try:
+                data = process.sock.recv(_READ_BYTES)
+                replies = process.reader.feed(data)
+            except BlockingIOError:
+                if not died:
+                    return
+                data, replies = b"", []
+            except (ConnectionError, PayloadError):
+                data, replies = b"", []
+            for reply in replies:
+                yield from self._replied(process, reply)
+                if process not in self.processes:
+                    return
+            if not data:
+                yield from self._lost(process)
+                return
+            if len(data) < _READ_BYTES and not died:
+                return
+
+    def _replied(self, process: Process, reply: frames.Reply) -> Iterator[Event]:
+        if reply.kind == frames.READY:
+            process.ready = True
+            self._failed_starts = 0
+        elif reply.kind == frames.BROKEN:
+            self.broken = Broken(reply.body, reply.text.decode("utf-8", "replace"))
+            yield self.broken
+        elif reply.kind == frames.OUTPUT:
+            running = next((t for t in process.sent if t.token == reply.token), None)
+            if running is not None:
+                yield Replied(process, running, reply)
+        elif reply.kind == frames.RETIRED:
+            self._remove(process)
+            if process.sent:
+                yield Returned(list(process.sent))
+            self.start()
+        else:
+            process.done += 1
+            process.progressed = time.monotonic()
+            task = process.answered(reply.token)
+            if task is not None and reply.kind == frames.RETURNED:
+                yield Returned([task])
+            elif task is not None:
+                yield Replied(process, task, reply)
+
+    def _lost(self, process: Process) -> Iterator[Event]:
+        running = process.running()
+        self._remove(process)
+        yield Lost(process, running, [task for task in process.sent if task is not running])
+        if not process.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= START_TRIES and self.broken is None:
+                reason = f"{START_TRIES} child processes in a row died while starting"
+                self.broken = Broken(b"", f"{reason}; the last {describe_exit(process)}")
+                yield self.broken
+        if self.broken is None:
+            self.start()
+
+    def _remove(self, process: Process) -> None:
+        self.processes.remove(process)
+        self._selector.unregister(process)
+        self._selector.unregister(process.process.sentinel)
+        process.sock.close()
+        if process.ready:
+            process.process.join(0.05)
+        process.kill()
+        process.process.join(_EXIT_SECONDS)
+
+    def stop(self, timeout: float = 0.0) -> None:
+        """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
+        for process in self.processes:
+            with contextlib.suppress(OSError):
+                process.sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            if timeout > 0:
+                process.process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+        for process in self.processes:
+            process.process.join(_EXIT_SECONDS)
+            process.sock.close()
+            with contextlib.suppress(ValueError):
+                process.process.close()
+        self.processes.clear()
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+
+
+def describe_exit(process: Process) -> str:
+    """Say how a dead child ended: `was killed by SIGSEGV`, `exited with code 3`."""
+    code = process.process.exitcode
+    if code is None:
+        return "closed its pipe"
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def default_context(modules: Sequence[str] = ()) -> Any:
+    """Return the forkserver context, told to preload farpool and the given modules."""
+    context = get_context("forkserver")
+    if modules:
+        os.environ[preload.VARIABLE] = ",".join(modules)
+    context.set_forkserver_preload(["__main__", "farpool.shared.child"])
+    return context

@@ -1,0 +1,51 @@
+-- Takes up to `limit` jobs from queues, the first queue first, and records who holds them in the
+-- same step, so that a job is always in a queue or in a claim.
+-- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag, 4.. queues
+-- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids,
+--       then the name of each queue
+-- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
+--          {1, job, ...} with each job = {id, execution, queue, data, timeout, result_ttl,
+--          failure_ttl, description, tag, lifecycle, attempts}
+-- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  return {-1}
+end
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  return {0}
+end
+local limit = tonumber(ARGV[2])
+local claims = {}
+local reply = {1}
+for k = 4, #KEYS do
+  local queue = ARGV[k + 1]
+  local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or false
+  for _, id in ipairs(ids or {}) do
+    local key = ARGV[3] .. id
+    local job = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
+      'description', 'farpool', 'farpool_attempts', 'ttl', 'status',
+      'retries_left', 'repeats_left', 'success_callback_name', 'failure_callback_name',
+      'webhooks', 'rate_limit_key')
+    -- A job that was deleted, expired or canceled while it waited is dropped here.
+    if job[1] and job[9] ~= 'canceled' then
+      local lifecycle = ''
+      for field = 10, 15 do
+        if job[field] and job[field] ~= '' and job[field] ~= '0' then
+          lifecycle = '1'
+        end
+      end
+      if job[8] and job[8] ~= '' then
+        redis.call('PERSIST', key)
+      end
+      local execution = ARGV[4] .. string.format('%x', #reply)
+      claims[#claims + 1] = id
+      claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
+      reply[#reply + 1] = {id, execution, queue, job[1], job[2] or '', job[3] or '',
+        job[4] or '', job[5] or '', job[6] or '', lifecycle, job[7] or '0'}
+      limit = limit - 1
+    end
+  end
+end
+for first = 1, #claims, 1000 do
+  redis.call('HSET', KEYS[2], unpack(claims, first, math.min(first + 999, #claims)))
+end
+return reply

@@ -1,0 +1,28 @@
+-- Renews a node's lease, which covers all its claims, and the RQ records of what it executes.
+-- KEYS: 1 leases of the nodes, 2 RQ's hash of this worker, 3 RQ's executions of this worker
+-- ARGV: 1 node, 2 seconds of lease, 3 seconds to keep the worker's hash, 4 time now as RQ writes
+--       it, 5 state ("busy" or "idle"), 6 RQ's key prefix, 7 seconds until RQ may take an
+--       execution for abandoned, then for each started job: id, execution, queue
+-- Returns: 1, or 0 if the node is not registered (any more) and must register again
+local now = redis.call('TIME')
+local epoch = tonumber(now[1])
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('EXISTS', KEYS[2]) == 0 then
+  return 0
+end
+redis.call('ZADD', KEYS[1], epoch + tonumber(now[2]) / 1e6 + tonumber(ARGV[2]), ARGV[1])
+redis.call('HSET', KEYS[2], 'last_heartbeat', ARGV[4], 'state', ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('EXPIRE', KEYS[3], ARGV[3])
+local prefix, ttl = ARGV[6], tonumber(ARGV[7])
+for at = 8, #ARGV, 3 do
+  local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local key = prefix .. ':execution:' .. id .. ':' .. execution
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('HSET', key, 'last_heartbeat', epoch)
+    redis.call('EXPIRE', key, ttl)
+    redis.call('ZADD', prefix .. ':wip:' .. queue, 'XX', epoch + ttl, id .. ':' .. execution)
+    redis.call('ZADD', prefix .. ':executions:' .. id, 'XX', epoch + ttl + 60, execution)
+    redis.call('EXPIRE', prefix .. ':executions:' .. id, ttl + 60)
+  end
+end
+return 1

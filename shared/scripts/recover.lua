@@ -1,0 +1,45 @@
+-- Takes over what a node held whose lease has ended: what it had not started goes back to the
+-- head of its queue uncharged, what it had started is charged one attempt.
+-- KEYS: 1 leases of the nodes, 2 claims of the lost node, 3 claims of the calling node,
+--       4 RQ's executions of the lost node
+-- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts a job may have
+-- Returns: {0} the lease has not ended after all; {1, jobs given back, exhausted, ...} with each
+--          exhausted job = {id, execution, queue, tag}, now claimed by the caller, to be failed
+local prefix, lost = ARGV[1], ARGV[2]
+local lease = redis.call('ZSCORE', KEYS[1], lost)
+local now = redis.call('TIME')
+if lease and tonumber(lease) > tonumber(now[1]) + tonumber(now[2]) / 1e6 then
+  return {0}
+end
+local reply = {1, 0}
+local flat = redis.call('HGETALL', KEYS[2])
+for i = 1, #flat, 2 do
+  local id = flat[i]
+  local state, execution, queue = string.match(flat[i + 1], '^(%a) (%S+) (.*)$')
+  local job = prefix .. ':job:' .. id
+  local status = redis.call('HGET', job, 'status')
+  if state == 's' then
+    local member = id .. ':' .. execution
+    redis.call('ZREM', prefix .. ':wip:' .. queue, member)
+    redis.call('DEL', prefix .. ':execution:' .. member)
+    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
+  end
+  -- A status of its own means that RQ's maintenance or a user decided meanwhile.
+  if status == 'queued' or status == 'started' then
+    local attempts = 0
+    if state == 's' then
+      attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
+    end
+    if attempts >= tonumber(ARGV[3]) then
+      redis.call('HSET', KEYS[3], id, 'c ' .. execution .. ' ' .. queue)
+      reply[#reply + 1] = {id, execution, queue, redis.call('HGET', job, 'farpool') or ''}
+    else
+      redis.call('HSET', job, 'status', 'queued')
+      redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
+      reply[2] = reply[2] + 1
+    end
+  end
+end
+redis.call('DEL', KEYS[2], KEYS[4])
+redis.call('ZREM', KEYS[1], lost)
+return reply

@@ -1,0 +1,39 @@
+-- Gives claimed jobs back to the head of their queues, in the order given.
+-- KEYS: 1 claims of this node, 2 RQ's executions of this worker
+-- ARGV: 1 RQ's key prefix, 2 attempts a job may have, then for each job: id, execution, queue,
+--       "1" if its process was lost while it ran, which counts as an attempt
+-- Returns: {id, ...} of jobs that have had all their attempts; they stay claimed, to be failed
+local prefix = ARGV[1]
+local exhausted = {}
+for at = #ARGV - 3, 3, -4 do
+  local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local job = prefix .. ':job:' .. id
+  local claim = redis.call('HGET', KEYS[1], id)
+  local rest = execution .. ' ' .. queue
+  local started = claim == 's ' .. rest
+  if started or claim == 'c ' .. rest then
+    local attempts = 0
+    local status = redis.call('HGET', job, 'status')
+    local wanted = status and status ~= 'canceled'
+    if wanted and ARGV[at + 3] == '1' then
+      attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
+    end
+    if attempts >= tonumber(ARGV[2]) then
+      exhausted[#exhausted + 1] = id
+    else
+      redis.call('HDEL', KEYS[1], id)
+      if started then
+        local member = id .. ':' .. execution
+        redis.call('ZREM', prefix .. ':wip:' .. queue, member)
+        redis.call('DEL', prefix .. ':execution:' .. member)
+        redis.call('ZREM', prefix .. ':executions:' .. id, execution)
+        redis.call('SREM', KEYS[2], member)
+      end
+      if wanted then
+        redis.call('HSET', job, 'status', 'queued')
+        redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
+      end
+    end
+  end
+end
+return exhausted

@@ -1,0 +1,34 @@
+-- Marks claimed jobs as started, with the records that RQ keeps of an execution.
+-- KEYS: 1 claims of this node, 2 RQ's executions of this worker, 3.. the job hash of each job
+-- ARGV: 1 node, 2 RQ's key prefix, 3 time now as RQ writes it, 4 seconds until RQ may take the
+--       executions for abandoned, then for each job: id, execution, queue, time of start
+-- Returns: the ids whose claim is gone or whose job was canceled or deleted
+local node, prefix, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local epoch = tonumber(redis.call('TIME')[1])
+local gone = {}
+local at = 5
+for k = 3, #KEYS do
+  local id, execution, queue, started = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  at = at + 4
+  local claim = redis.call('HGET', KEYS[1], id)
+  local status = redis.call('HGET', KEYS[k], 'status')
+  if claim == 'c ' .. execution .. ' ' .. queue and status and status ~= 'canceled' then
+    local member = id .. ':' .. execution
+    redis.call('HSET', KEYS[1], id, 's ' .. execution .. ' ' .. queue)
+    redis.call('HSET', KEYS[k], 'status', 'started', 'started_at', started,
+      'last_heartbeat', now, 'worker_name', node)
+    redis.call('ZADD', prefix .. ':wip:' .. queue, epoch + ttl, member)
+    local key = prefix .. ':execution:' .. member
+    redis.call('HSET', key, 'id', execution, 'job_id', id, 'created_at', epoch,
+      'last_heartbeat', epoch, 'worker_name', node)
+    redis.call('EXPIRE', key, ttl)
+    local executions = prefix .. ':executions:' .. id
+    redis.call('ZADD', executions, epoch + ttl + 60, execution)
+    redis.call('EXPIRE', executions, ttl + 60)
+    redis.call('SADD', KEYS[2], member)
+  elseif claim ~= 's ' .. execution .. ' ' .. queue or not status or status == 'canceled' then
+    gone[#gone + 1] = id
+  end
+end
+redis.call('EXPIRE', KEYS[2], ttl + 60)
+return gone
