@@ -118,12 +118,8 @@ class Child:
         begin = time.perf_counter()
         kind, body, text = frames.FAILED, b"", ""
         try:
-            if task.flags & frames.LIFECYCLE:
-                kind, body = self._run_lifecycle(task)
-            else:
-                kind, body, text = self._call(task)
+            kind, body, text = self._call(task)
         except BaseException as error:
-            # The two innermost frames of a task's traceback are the user's, the outer are ours.
             body, text = outcome.of_error(
                 error.with_traceback(_user_frames(error)),
                 main_by_value=self._config.main_by_value,
@@ -144,12 +140,6 @@ class Child:
         if text:
             return frames.FAILED, body, text
         return (frames.OK_NONE if value is None else frames.OK), body, ""
-
-    def _run_lifecycle(self, task: frames.Task) -> tuple[int, bytes]:
-        from farpool.shared import lifecycle
-
-        lifecycle.run(task.job_id, task.data.decode(), self._config)
-        return frames.RECORDED, b""
 
     def _output(self, token: int, text: str) -> None:
         self._reply(frames.OUTPUT, token, text=text.encode("utf-8", "replace"))

@@ -6,7 +6,7 @@ Owned by one thread, of a node or of the local backend, which calls `step` in a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
@@ -75,7 +75,6 @@ class Dispatcher:
         self.scheduler = Scheduler()
         self._max_tasks = config.max_tasks
         self._looked = time.monotonic()
-        self._since: dict[int, tuple[int, float]] = {}
 
     def start(self) -> None:
         """Start the child processes."""
@@ -160,27 +159,23 @@ class Dispatcher:
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        since: dict[int, tuple[int, float]] = {}
         for process in self.pool.processes:
             task = process.running()
-            if task is None:
+            if task is None or task.timeout <= 0:
                 continue
-            token, begun = self._since.get(process.pid, (task.token, now))
-            begun = begun if token == task.token else now
-            since[process.pid] = task.token, begun
-            if task.timeout > 0 and now - begun > task.timeout + OVERTIME_SECONDS:
+            if now - process.progressed > task.timeout + OVERTIME_SECONDS:
                 process.kill()
-        self._since = since
 
     def take_back(self) -> list[Task]:
         """Return every task that no child has begun; they are no longer this dispatcher's."""
         tasks = [task for process in self.pool.processes for task in process.take_back()]
         return tasks + self.scheduler.take_all()
 
-    def running(self) -> Sequence[Task]:
-        """Return the tasks being executed now."""
-        tasks = (process.running() for process in self.pool.processes)
-        return [task for task in tasks if task is not None]
+    def running(self) -> list[tuple[Task, float]]:
+        """Return the tasks being executed now, each with the seconds it has been so far."""
+        now = time.monotonic()
+        found = ((process.running(), process.progressed) for process in self.pool.processes)
+        return [(task, now - since) for task, since in found if task is not None]
 
     def stop(self, timeout: float = 0.0) -> None:
         """End the children; those still busy after `timeout` seconds are killed."""

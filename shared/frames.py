@@ -23,30 +23,27 @@ OK_NONE = 2
 FAILED = 3
 RETURNED = 4
 """Not started, because the parent took it back."""
-RECORDED = 5
-"""The child itself recorded the outcome in Redis."""
-OUTPUT = 6
+OUTPUT = 5
 """The task printed `text`."""
 # What a reply says of the child.
-READY = 7
-BROKEN = 8
+READY = 6
+BROKEN = 7
 """The child could not start: an initializer or a preloaded module raised."""
-RETIRED = 9
+RETIRED = 8
 """The child has run all the tasks it may and exits."""
 _KINDS = range(OK, RETIRED + 1)
 
 # Flags of a task.
 FORWARD_OUTPUT = 1
-LIFECYCLE = 2
-"""An RQ job whose finish has more to do than to store a result."""
 
 
 class Task(NamedTuple):
-    """A task on its way to a child; `label` and `cost` stay with the parent.
+    """A task on its way to a child; `key`, `label` and `cost` stay with the parent.
 
     Attributes:
         token: its number in the order sent to one child.
         timeout: seconds it may run, none if <= 0.
+        key: what its owner knows it by.
         label: what is expected to take alike long, usually the function's name.
         cost: seconds it is expected to take.
     """
@@ -56,6 +53,7 @@ class Task(NamedTuple):
     timeout: float
     job_id: str
     data: bytes
+    key: str = ""
     label: str = ""
     cost: float = 0.0
 

@@ -26,9 +26,14 @@ def enter() -> None:
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, _on_alarm)
     signal.set_wakeup_fd(-1)
+    own_alarm()
     _die_with_parent()
+
+
+def own_alarm() -> None:
+    """Let `time_limit` have SIGALRM, also after RQ's code has used it."""
+    signal.signal(signal.SIGALRM, _on_alarm)
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,397 @@
+"""Every call that farpool makes to Redis. Each atomic transition is a script in scripts/."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, NamedTuple, cast
+
+from redis import Redis
+from redis.commands.core import Script
+
+from farpool.shared import keys
+
+RESULT_SECONDS = 500
+"""How long results are kept where nobody says otherwise; RQ's own default."""
+MAX_ATTEMPTS = 3
+"""Executions of a job that may cost a process or a node before the job fails."""
+LEASE_SECONDS = 15
+ABANDONED_SECONDS = 90
+"""RQ's maintenance takes a started job for abandoned this long after its last heartbeat; far
+beyond the lease, so that a node's janitor always comes first."""
+_ENQUEUE_BATCH = 500
+_OUTPUT_LINES = 10_000
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a producer of ours adds to a job (its field `farpool`): where results go.
+
+    Attributes:
+        session: names the results hash; empty for RQ's own jobs.
+        announce: tell the session's done stream.
+        chunk: part of a map, which leaves no records in RQ's registries.
+        output: send what the task prints to the session's output stream.
+    """
+
+    session: str = ""
+    announce: bool = False
+    chunk: bool = False
+    output: bool = False
+
+    def encode(self) -> str:
+        """Return the text of the job's field."""
+        flags = zip("dco", (self.announce, self.chunk, self.output), strict=True)
+        return f"{self.session} {''.join(flag for flag, on in flags if on)}"
+
+    @classmethod
+    def decode(cls, text: str) -> Tag:
+        """Read the text of the job's field; anything else than `encode` wrote gives no session."""
+        session, _, flags = text.partition(" ")
+        return cls(session, "d" in flags, "c" in flags, "o" in flags)
+
+
+class NewJob(NamedTuple):
+    """A job to enqueue: `data` is RQ's pickled (function name, instance, args, kwargs)."""
+
+    id: str
+    data: bytes
+    description: str
+
+
+class Claim(NamedTuple):
+    """A job that a node holds, as read from its hash; texts are empty where RQ has none."""
+
+    id: str
+    execution: str
+    queue: str
+    data: bytes
+    timeout: str
+    result_ttl: str
+    failure_ttl: str
+    description: str
+    tag: Tag
+    lifecycle: bool
+    attempts: int
+
+
+class Completion(NamedTuple):
+    """What became of a claimed job; see scripts/complete.lua."""
+
+    id: str
+    execution: str
+    queue: str
+    how: str
+    started: float
+    ended: float
+    ttl: str
+    tag: Tag
+    outcome: bytes
+    record: bytes
+
+
+class NotRegisteredError(Exception):
+    """The node has no lease, so it may not hold claims: it must register again."""
+
+
+class Broker:
+    """Redis as farpool uses it.
+
+    Args:
+        client: a redis-py client that returns bytes.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+
+    def _script(self, name: str) -> Script:
+        text = files("farpool.shared").joinpath("scripts", f"{name}.lua").read_text()
+        return cast(Script, self.client.register_script(text))
+
+    # --- producers -------------------------------------------------------------------------
+
+    @cached_property
+    def _enqueue(self) -> Script:
+        return self._script("enqueue")
+
+    def enqueue(
+        self,
+        queue: str,
+        jobs: Sequence[NewJob],
+        tag: Tag,
+        *,
+        timeout: int,
+        at_front: bool = False,
+        ttl: int | None = None,
+        result_ttl: int | None = None,
+        failure_ttl: int | None = None,
+    ) -> None:
+        """Add jobs with new ids to a queue; safe to send again when the answer was lost.
+
+        Args:
+            queue: name of the queue.
+            timeout: seconds that each job may run; -1 for no limit.
+            ttl: seconds after which a job that nobody started expires.
+            result_ttl: seconds to keep results; None for the worker's default.
+            failure_ttl: seconds to keep failures; None for the worker's default.
+        """
+        now = iso(time.time())
+        shared: list[Any] = [
+            "status", "queued", "origin", queue, "created_at", now, "enqueued_at", now,
+            "timeout", timeout, "farpool", tag.encode(),
+        ]  # fmt: skip
+        options = (("ttl", ttl), ("result_ttl", result_ttl), ("failure_ttl", failure_ttl))
+        for name, value in options:
+            if value is not None:
+                shared += (name, value)
+        head = ["front" if at_front else "back", "" if ttl is None else ttl, len(shared), *shared]
+        batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
+        for batch in reversed(batches) if at_front else batches:
+            names = [keys.QUEUES, keys.queue(queue)]
+            args = list(head)
+            for job in reversed(batch) if at_front else batch:
+                names.append(keys.job(job.id))
+                args += job
+            self._enqueue(names, args)
+
+    def cancel(self, queue: str, ids: Iterable[str]) -> None:
+        """Delete jobs that nobody has started, and the outcome of those that somebody has."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.lrem(keys.queue(queue), 1, job_id)
+                pipe.unlink(keys.job(job_id))
+            pipe.execute()
+
+    def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
+        """Return the outcomes of jobs of a session, None where there is none (yet)."""
+        return cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
+
+    def forget_outcomes(self, session: str, ids: Sequence[str]) -> None:
+        """Remove outcomes that have been read."""
+        self.client.hdel(keys.results(session), *ids)
+
+    def forget_session(self, session: str) -> None:
+        """Remove all that a session left."""
+        self.client.unlink(keys.results(session), keys.done(session), keys.output(session))
+
+    def last_announcement(self, session: str) -> str:
+        """Return the id of the newest entry in a session's done stream; `0-0` if it has none."""
+        entries = cast(Any, self.client.xrevrange(keys.done(session), count=1))
+        return entries[0][0].decode() if entries else "0-0"
+
+    def announcements(
+        self, streams: dict[str, str], timeout: float
+    ) -> list[tuple[str, str, dict[bytes, bytes]]]:
+        """Wait up to `timeout` seconds for new entries in streams.
+
+        Args:
+            streams: key of a stream -> id of the last entry seen.
+
+        Returns:
+            One (stream, entry id, fields) for each new entry.
+        """
+        reply = cast(
+            Any, self.client.xread(cast(Any, streams), block=max(1, int(timeout * 1000)))
+        )
+        items = reply.items() if isinstance(reply, dict) else reply or ()
+        found = []
+        for name, entries in items:
+            if isinstance(reply, dict):
+                entries = entries[0] if entries and isinstance(entries[0], list) else entries
+            found += [(name.decode(), entry.decode(), fields) for entry, fields in entries]
+        return found
+
+    # --- nodes -----------------------------------------------------------------------------
+
+    @cached_property
+    def _claim(self) -> Script:
+        return self._script("claim")
+
+    def claim(self, node: str, queues: Sequence[str], limit: int, execution: str) -> list[Claim]:
+        """Take up to `limit` jobs for `node`, from the first queue first.
+
+        Args:
+            execution: prefix of the execution ids, not used before.
+
+        Raises:
+            NotRegisteredError: the node has no lease.
+        """
+        names = [keys.NODES, keys.claims(node), keys.SUSPENDED, *map(keys.queue, queues)]
+        args = [node, limit, keys.job(""), execution, *queues]
+        state, *jobs = cast(list[Any], self._claim(names, args))
+        if state == -1:
+            raise NotRegisteredError(node)
+        return [_claim_of(job) for job in jobs]
+
+    @cached_property
+    def _start(self) -> Script:
+        return self._script("start")
+
+    def start(self, node: str, claims: Sequence[tuple[Claim, float]]) -> set[str]:
+        """Mark claimed jobs as started, each with its time of start (seconds since the epoch).
+
+        Returns:
+            The ids of those that were canceled, deleted or taken over meanwhile.
+        """
+        names = [keys.claims(node), keys.worker_executions(node)]
+        args: list[Any] = [node, keys.PREFIX, iso(time.time()), ABANDONED_SECONDS]
+        for claim, started in claims:
+            names.append(keys.job(claim.id))
+            args += (claim.id, claim.execution, claim.queue, iso(started))
+        return {name.decode() for name in cast(list[bytes], self._start(names, args))}
+
+    @cached_property
+    def _complete(self) -> Script:
+        return self._script("complete")
+
+    def complete(self, node: str, completions: Sequence[Completion]) -> tuple[int, list[str]]:
+        """Record what became of claimed jobs; the first completion of a job wins.
+
+        Returns:
+            The number of completions that came too late and were dropped, and the ids of
+            finished jobs on which others depend.
+        """
+        names = [keys.claims(node), keys.worker(node), keys.worker_executions(node)]
+        good = sum(completion.how != "failed" for completion in completions)
+        seconds = sum(completion.ended - completion.started for completion in completions)
+        args: list[Any] = [keys.PREFIX, node, RESULT_SECONDS, good, repr(seconds)]
+        job_prefix, stream_prefix = keys.job(""), keys.result_stream("")
+        for job in completions:
+            key = job_prefix + job.id
+            names += (key, stream_prefix + job.id, key + ":dependents")
+            args += (
+                job.id, job.execution, job.queue, job.how, iso(job.started), iso(job.ended),
+                repr(job.started), repr(job.ended), job.ttl, job.tag.session,
+                "1" if job.tag.announce else "", job.outcome, job.record,
+            )  # fmt: skip
+        stale, *dependents = cast(list[Any], self._complete(names, args))
+        return stale, [name.decode() for name in dependents]
+
+    @cached_property
+    def _release(self) -> Script:
+        return self._script("release")
+
+    def release(
+        self, node: str, claims: Sequence[Claim], *, lost: bool = False, max_attempts: int
+    ) -> set[str]:
+        """Give claimed jobs back to the head of their queues.
+
+        Args:
+            lost: each lost its process while running, which counts as an attempt.
+
+        Returns:
+            The ids that have had all their attempts; the node still holds those.
+        """
+        args: list[Any] = [keys.PREFIX, max_attempts]
+        for claim in claims:
+            args += (claim.id, claim.execution, claim.queue, "1" if lost else "")
+        names = [keys.claims(node), keys.worker_executions(node)]
+        return {name.decode() for name in cast(list[bytes], self._release(names, args))}
+
+    @cached_property
+    def _recover(self) -> Script:
+        return self._script("recover")
+
+    def recover(self, node: str, lost: str, max_attempts: int) -> tuple[int, list[Claim]] | None:
+        """Take over what a node held whose lease has ended.
+
+        Returns:
+            The number of jobs given back to their queues, and those that have had all their
+            attempts, now claimed by `node`; None if the lease has not ended after all.
+        """
+        names = [keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost)]
+        state, *rest = cast(list[Any], self._recover(names, [keys.PREFIX, lost, max_attempts]))
+        if state == 0:
+            return None
+        released, *jobs = rest
+        blank = [b"", b"", b"", b"", b""]
+        return released, [
+            _claim_of([*job[:3], *blank, job[3], b"", b"%d" % max_attempts]) for job in jobs
+        ]
+
+    @cached_property
+    def _heartbeat(self) -> Script:
+        return self._script("heartbeat")
+
+    def heartbeat(
+        self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim]
+    ) -> bool:
+        """Renew a node's lease for all it holds; False if it must register (again)."""
+        names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
+        args: list[Any] = [
+            node, repr(lease), worker_ttl, iso(time.time()), "busy" if busy else "idle",
+            keys.PREFIX, ABANDONED_SECONDS,
+        ]  # fmt: skip
+        for claim in started:
+            args += (claim.id, claim.execution, claim.queue)
+        return bool(self._heartbeat(names, args))
+
+    def lease(self, node: str, seconds: float) -> None:
+        """Give a node a lease, so that it may hold claims."""
+        self.client.zadd(keys.NODES, {node: self._now() + seconds})
+
+    def end_lease(self, node: str) -> None:
+        """Remove the lease of a node that holds nothing any more."""
+        self.client.zrem(keys.NODES, node)
+
+    def leases(self) -> dict[str, float]:
+        """Return for each node the seconds that its lease has left; negative once it has ended."""
+        now = self._now()
+        found = cast(Any, self.client.zrange(keys.NODES, 0, -1, withscores=True))
+        return {name.decode(): score - now for name, score in found}
+
+    def claimed(self, node: str) -> dict[str, tuple[str, str]]:
+        """Return what a node holds as id -> (execution, queue)."""
+        found = {}
+        for job_id, claim in cast(Any, self.client.hgetall(keys.claims(node))).items():
+            _, execution, queue = claim.decode().split(" ", 2)
+            found[job_id.decode()] = execution, queue
+        return found
+
+    def output(self, lines: Iterable[tuple[str, str, int, str]]) -> None:
+        """Send what tasks printed, each as (session, host, pid, text), to their callers."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for session, host, pid, text in lines:
+                key = keys.output(session)
+                pipe.xadd(
+                    key, {"host": host, "pid": pid, "text": text}, maxlen=_OUTPUT_LINES
+                )
+                pipe.expire(key, RESULT_SECONDS)
+            pipe.execute()
+
+    def wait_for_job(self, queue: str, timeout: float) -> bool:
+        """Block up to `timeout` seconds until `queue` holds a job, without taking it."""
+        # Moving the head onto itself is a blocking peek: all who wait are woken, none owns it.
+        key = keys.queue(queue)
+        return self.client.blmove(key, key, cast(int, timeout), "LEFT", "LEFT") is not None
+
+    def _now(self) -> float:
+        seconds, micros = cast("tuple[int, int]", self.client.time())
+        return seconds + micros / 1e6
+
+
+def _claim_of(fields: Sequence[bytes]) -> Claim:
+    job_id, execution, queue, data, timeout, result_ttl, failure_ttl = fields[:7]
+    description, tag, lifecycle, attempts = fields[7:]
+    return Claim(
+        job_id.decode(), execution.decode(), queue.decode(), data, timeout.decode(),
+        result_ttl.decode(), failure_ttl.decode(), description.decode("utf-8", "replace"),
+        Tag.decode(tag.decode()), bool(lifecycle), int(attempts or 0),
+    )  # fmt: skip
+
+
+_second = (0, "")
+
+
+def iso(epoch: float) -> str:
+    """Write a time (seconds since the epoch) as RQ does in jobs and workers."""
+    global _second
+    whole = int(epoch)
+    known, text = _second
+    if whole != known:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+        _second = whole, text
+    return f"{text}.{int((epoch - whole) * 1e6):06d}Z"

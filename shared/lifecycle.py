@@ -1,0 +1,54 @@
+"""What RQ does around a job beyond calling it, done by RQ's own code in a child process.
+
+Retries, callbacks, repeats, webhooks, rate limits, dependents and registry maintenance all
+unpickle what users stored, which a node's parent never does; a node sends them to its children as
+calls of these functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rq import SimpleWorker
+from rq.executions import Execution
+from rq.job import Job
+
+from farpool.shared import isolation
+from farpool.shared.current_job import connection
+
+
+@contextlib.contextmanager
+def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
+    worker = SimpleWorker(
+        queues, name=node, connection=connection(url), prepare_for_work=False
+    )
+    try:
+        yield worker
+    finally:
+        isolation.own_alarm()
+
+
+def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
+    """Run a started job and record its outcome, as a stock worker named `node` would."""
+    client = connection(url)
+    job = Job.fetch(job_id, connection=client)
+    execution = Execution(execution_id, job_id, connection=client, worker_name=node)
+    with _worker(url, node, [job.origin]) as worker:
+        worker.perform_job(job, worker.queues[0], execution)
+
+
+def enqueue_dependents(url: str, node: str, job_id: str) -> None:
+    """Enqueue the jobs that waited only for the finished job `job_id`."""
+    job = Job.fetch(job_id, connection=connection(url))
+    with _worker(url, node, [job.origin]) as worker:
+        worker.queues[0].enqueue_dependents(job)
+        if job.get_status() == "finished" and job.result_ttl == 0:
+            job.delete()
+
+
+def maintain(url: str, node: str, queues: list[str]) -> None:
+    """Clean RQ's registries, at most once per interval among all workers."""
+    with _worker(url, node, queues) as worker:
+        worker.clean_registries()
+        worker.clean_group_registries()

@@ -1,0 +1,151 @@
+"""Collects what became of tasks and records it in Redis, a batch at a time."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import time
+import zlib
+from collections.abc import Iterable
+
+from farpool.shared import outcome
+from farpool.shared.broker import Broker, Claim, Completion
+from farpool.shared.dispatcher import Crashed, Done, Printed
+from farpool.shared.errors import FarpoolError, WorkerLostError
+
+BATCH = 256
+BATCH_SECONDS = 0.002
+MAX_OUTCOME = 500 * 1024 * 1024
+"""Largest outcome in bytes; Redis refuses a string of 512 MB."""
+
+
+class Finisher:
+    """Keeps outcomes until the server has them; owned by the node's loop.
+
+    Args:
+        broker: the server.
+        node: name of this node.
+    """
+
+    def __init__(self, broker: Broker, node: str) -> None:
+        self._broker = broker
+        self._node = node
+        self._host = socket.gethostname()
+        self._completions: list[Completion] = []
+        self._lines: list[tuple[str, str, int, str]] = []
+        self._oldest = 0.0
+        self.dropped = 0
+        """Completions that came too late and were not recorded."""
+
+    def __len__(self) -> int:
+        return len(self._completions) + len(self._lines)
+
+    def due_in(self, now: float) -> float:
+        """Return the seconds until the next `flush` should come; 0 if now."""
+        if len(self._completions) >= BATCH:
+            return 0.0
+        return max(0.0, self._oldest + BATCH_SECONDS - now)
+
+    def _mark(self) -> None:
+        if not len(self):
+            self._oldest = time.monotonic()
+
+    def done(self, claim: Claim, done: Done) -> None:
+        """Take the reply to a claimed task."""
+        reply = done.reply
+        body, text = reply.body, reply.text
+        if len(body) > MAX_OUTCOME:
+            body, text = _error(
+                FarpoolError(
+                    f"the result takes {len(body)} bytes pickled, more than the {MAX_OUTCOME} "
+                    "that fit into Redis; write it to a file and return its name"
+                )
+            )
+        if outcome.is_error(body):
+            self._add(claim, "failed", reply.started, reply.seconds, body, text)
+        else:
+            self._add(claim, "ok", reply.started, reply.seconds, body, b"")
+
+    def recorded(self, claim: Claim, done: Done) -> None:
+        """Take the reply to a claimed job whose outcome RQ's code has recorded in the child."""
+        reply = done.reply
+        if outcome.is_error(reply.body):
+            self.done(claim, done)
+            return
+        self._mark()
+        self._completions.append(
+            Completion(
+                claim.id, claim.execution, claim.queue, "recorded", reply.started,
+                reply.started + reply.seconds, "", claim.tag, b"", b"",
+            )
+        )  # fmt: skip
+
+    def lost(self, claim: Claim, reason: str, attempts: int) -> None:
+        """Fail a job whose process or node was lost on every attempt."""
+        plural = "attempt" if attempts == 1 else "attempts"
+        error = WorkerLostError(f"{reason} (gave up after {attempts} {plural})")
+        self.failed(claim, error)
+
+    def crashed(self, claim: Claim, crash: Crashed, attempts: int) -> None:
+        """Fail a job whose process died of it on every attempt."""
+        self.lost(
+            claim,
+            f"the process that ran the task {crash.reason}: host {self._host}, pid {crash.pid}",
+            attempts,
+        )
+
+    def failed(self, claim: Claim, error: Exception) -> None:
+        """Fail a job for a reason that lies outside of its task."""
+        self._add(claim, "failed", time.time(), 0.0, *_error(error))
+
+    def _add(
+        self, claim: Claim, how: str, started: float, seconds: float, body: bytes, text: bytes
+    ) -> None:
+        self._mark()
+        if claim.tag.chunk:
+            how, ttl, record = "chunk", "", b""
+        elif how == "ok":
+            ttl = claim.result_ttl
+            record = b"" if body == outcome.NONE else base64.b64encode(body[1:])
+        else:
+            ttl = claim.failure_ttl
+            record = base64.b64encode(zlib.compress(text))
+        self._completions.append(
+            Completion(
+                claim.id, claim.execution, claim.queue, how, started, started + seconds, ttl,
+                claim.tag, body, record,
+            )
+        )  # fmt: skip
+
+    def printed(self, session: str, printed: Printed) -> None:
+        """Take lines that a task printed, for its caller."""
+        self._mark()
+        self._lines.append((session, self._host, printed.pid, printed.text))
+
+    def flush(self) -> Iterable[str]:
+        """Record what there is.
+
+        Returns:
+            The ids of finished jobs on which others depend.
+
+        Raises:
+            RedisError: the server did not take it; it is kept for the next call.
+        """
+        if self._lines:
+            self._broker.output(self._lines)
+            self._lines.clear()
+        dependents: list[str] = []
+        while self._completions:
+            batch = self._completions[:BATCH]
+            stale, more = self._broker.complete(self._node, batch)
+            del self._completions[: len(batch)]
+            self.dropped += stale
+            dependents += more
+        return dependents
+
+
+def _error(error: Exception) -> tuple[bytes, bytes]:
+    body, text = outcome.of_error(error)
+    return body, text.encode()
+
+
