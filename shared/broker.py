@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import Any, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from redis import Redis
 from redis.commands.core import Script
+from redis.exceptions import NoScriptError, ResponseError
 
 from farpool.shared import keys
+
+T = TypeVar("T")
 
 RESULT_SECONDS = 500
 """How long results are kept where nobody says otherwise; RQ's own default."""
@@ -75,7 +78,6 @@ class Claim(NamedTuple):
     description: str
     tag: Tag
     lifecycle: bool
-    attempts: int
 
 
 class Completion(NamedTuple):
@@ -91,6 +93,59 @@ class Completion(NamedTuple):
     tag: Tag
     outcome: bytes
     record: bytes
+
+
+class Call(Generic[T]):
+    """A script call on its way, so that the caller can work while the server does.
+
+    Args:
+        client: where to take a connection from.
+        script: what to call.
+        read: makes the result of the server's reply.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        script: Script,
+        names: Sequence[str],
+        args: Sequence[Any],
+        read: Callable[[Any], T],
+    ) -> None:
+        self._client = client
+        self._again = lambda: script(names, args)
+        self._read = read
+        self._connection = client.connection_pool.get_connection()
+        try:
+            self._connection.send_command("EVALSHA", script.sha, len(names), *names, *args)
+        except BaseException:
+            self._release(broken=True)
+            raise
+
+    def _release(self, *, broken: bool = False) -> None:
+        if broken:
+            self._connection.disconnect()
+        self._client.connection_pool.release(self._connection)
+
+    def result(self) -> T:
+        """Wait for the server's reply and return what it says; call once.
+
+        Raises:
+            RedisError: the server did not answer, or refused.
+        """
+        try:
+            reply = self._connection.read_response()
+        except NoScriptError:
+            self._release()
+            return self._read(self._again())
+        except ResponseError:
+            self._release()
+            raise
+        except BaseException:
+            self._release(broken=True)
+            raise
+        self._release()
+        return self._read(reply)
 
 
 class NotRegisteredError(Exception):
@@ -210,21 +265,26 @@ class Broker:
     def _claim(self) -> Script:
         return self._script("claim")
 
-    def claim(self, node: str, queues: Sequence[str], limit: int, execution: str) -> list[Claim]:
-        """Take up to `limit` jobs for `node`, from the first queue first.
+    def claim(
+        self, node: str, queues: Sequence[str], limit: int, execution: str
+    ) -> Call[list[Claim] | None]:
+        """Take up to `limit` jobs for `node`, from the first queue first; None if suspended.
 
         Args:
             execution: prefix of the execution ids, not used before.
 
         Raises:
-            NotRegisteredError: the node has no lease.
+            NotRegisteredError: (by the result) the node has no lease.
         """
         names = [keys.NODES, keys.claims(node), keys.SUSPENDED, *map(keys.queue, queues)]
         args = [node, limit, keys.job(""), execution, *queues]
-        state, *jobs = cast(list[Any], self._claim(names, args))
-        if state == -1:
-            raise NotRegisteredError(node)
-        return [_claim_of(job) for job in jobs]
+
+        def read(reply: list[Any]) -> list[Claim] | None:
+            if reply[0] == -1:
+                raise NotRegisteredError(node)
+            return [_claim_of(job) for job in reply[1:]] if reply[0] else None
+
+        return Call(self.client, self._claim, names, args, read)
 
     @cached_property
     def _start(self) -> Script:
@@ -247,8 +307,10 @@ class Broker:
     def _complete(self) -> Script:
         return self._script("complete")
 
-    def complete(self, node: str, completions: Sequence[Completion]) -> tuple[int, list[str]]:
-        """Record what became of claimed jobs; the first completion of a job wins.
+    def complete(
+        self, node: str, completions: Sequence[Completion]
+    ) -> Call[tuple[int, list[str]]]:
+        """Record what became of claimed jobs, at most 1,000; the first completion of a job wins.
 
         Returns:
             The number of completions that came too late and were dropped, and the ids of
@@ -267,8 +329,10 @@ class Broker:
                 repr(job.started), repr(job.ended), job.ttl, job.tag.session,
                 "1" if job.tag.announce else "", job.outcome, job.record,
             )  # fmt: skip
-        stale, *dependents = cast(list[Any], self._complete(names, args))
-        return stale, [name.decode() for name in dependents]
+        return Call(
+            self.client, self._complete, names, args,
+            lambda reply: (reply[0], [name.decode() for name in reply[1:]]),
+        )  # fmt: skip
 
     @cached_property
     def _release(self) -> Script:
@@ -307,9 +371,9 @@ class Broker:
         if state == 0:
             return None
         released, *jobs = rest
-        blank = [b"", b"", b"", b"", b""]
+        blank = [b""] * 5
         return released, [
-            _claim_of([*job[:3], *blank, job[3], b"", b"%d" % max_attempts]) for job in jobs
+            _claim_of([*job[:3], *blank, job[3], b""]) for job in jobs
         ]
 
     @cached_property
@@ -375,11 +439,11 @@ class Broker:
 
 def _claim_of(fields: Sequence[bytes]) -> Claim:
     job_id, execution, queue, data, timeout, result_ttl, failure_ttl = fields[:7]
-    description, tag, lifecycle, attempts = fields[7:]
+    description, tag, lifecycle = fields[7:]
     return Claim(
         job_id.decode(), execution.decode(), queue.decode(), data, timeout.decode(),
         result_ttl.decode(), failure_ttl.decode(), description.decode("utf-8", "replace"),
-        Tag.decode(tag.decode()), bool(lifecycle), int(attempts or 0),
+        Tag.decode(tag.decode()), bool(lifecycle),
     )  # fmt: skip
 
 

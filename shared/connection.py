@@ -30,13 +30,14 @@ def safe(url: str) -> str:
     return re.sub(r"(//[^:@/]*:)[^@]*@", r"\1***@", url)
 
 
-def connect(url: str, *, check: bool = True) -> Redis:
+def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
     """Return a client for the server at `url`.
 
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS, or
             `unix:///path/to.sock[?db=N]`, with redis-py's query options.
         check: ask the server what it is now, rather than at the first command.
+        retries: times that a command is sent again when the connection breaks.
 
     Raises:
         ConfigError: the url is not one that redis-py understands.
@@ -49,7 +50,7 @@ def connect(url: str, *, check: bool = True) -> Redis:
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=READ_SECONDS,
             health_check_interval=0,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(

@@ -33,6 +33,10 @@ class TimeoutError(FarpoolError, multiprocessing.TimeoutError, TimeoutError):
     """A result was not ready in time; also a `multiprocessing.TimeoutError`."""
 
 
+class StartError(FarpoolError):
+    """The child processes cannot start: an initializer or a preloaded module raises."""
+
+
 class WorkerLostError(FarpoolError):
     """The process that ran a task died, on every attempt that the task was allowed."""
 

@@ -79,13 +79,18 @@ class Scheduler:
         return bundle
 
     def wanted(self, children: int, sent: int) -> int:
-        """Return how many more tasks should be claimed, given what the children have."""
+        """Return how many more tasks should be claimed, given what the children have.
+
+        Zero until a good part of what they can use is missing, so that claims come in batches.
+        """
         seconds = max(self._recent, 1e-6) if self._recent is not None else BUNDLE_SECONDS
         bundle = max(1, min(MAX_BUNDLE, int(BUNDLE_SECONDS / seconds)))
         ahead = min(MAX_BUNDLE * children, int(children * PREFETCH_SECONDS / seconds))
         if self._recent is None:
             ahead = 0
-        return max(0, children * bundle + ahead - sent - len(self.backlog))
+        target = children * bundle + ahead
+        missing = target - sent - len(self.backlog)
+        return missing if missing > target // 4 else 0
 
 
 def _average(known: float | None, seconds: float) -> float:

@@ -6,15 +6,15 @@ import base64
 import socket
 import time
 import zlib
-from collections.abc import Iterable
 
 from farpool.shared import outcome
-from farpool.shared.broker import Broker, Claim, Completion
+from farpool.shared.broker import Broker, Call, Claim, Completion
 from farpool.shared.dispatcher import Crashed, Done, Printed
 from farpool.shared.errors import FarpoolError, WorkerLostError
 
 BATCH = 256
 BATCH_SECONDS = 0.002
+MAX_BATCH = 1000
 MAX_OUTCOME = 500 * 1024 * 1024
 """Largest outcome in bytes; Redis refuses a string of 512 MB."""
 
@@ -34,6 +34,8 @@ class Finisher:
         self._completions: list[Completion] = []
         self._lines: list[tuple[str, str, int, str]] = []
         self._oldest = 0.0
+        self._call: Call[tuple[int, list[str]]] | None = None
+        self._sent = 0
         self.dropped = 0
         """Completions that came too late and were not recorded."""
 
@@ -54,6 +56,10 @@ class Finisher:
         """Take the reply to a claimed task."""
         reply = done.reply
         body, text = reply.body, reply.text
+        if claim.lifecycle and not outcome.is_error(body):
+            # RQ's code has recorded the job's own outcome in the child.
+            self._add(claim, "recorded", reply.started, reply.seconds, b"", b"")
+            return
         if len(body) > MAX_OUTCOME:
             body, text = _error(
                 FarpoolError(
@@ -65,20 +71,6 @@ class Finisher:
             self._add(claim, "failed", reply.started, reply.seconds, body, text)
         else:
             self._add(claim, "ok", reply.started, reply.seconds, body, b"")
-
-    def recorded(self, claim: Claim, done: Done) -> None:
-        """Take the reply to a claimed job whose outcome RQ's code has recorded in the child."""
-        reply = done.reply
-        if outcome.is_error(reply.body):
-            self.done(claim, done)
-            return
-        self._mark()
-        self._completions.append(
-            Completion(
-                claim.id, claim.execution, claim.queue, "recorded", reply.started,
-                reply.started + reply.seconds, "", claim.tag, b"", b"",
-            )
-        )  # fmt: skip
 
     def lost(self, claim: Claim, reason: str, attempts: int) -> None:
         """Fail a job whose process or node was lost on every attempt."""
@@ -104,6 +96,8 @@ class Finisher:
         self._mark()
         if claim.tag.chunk:
             how, ttl, record = "chunk", "", b""
+        elif how == "recorded":
+            ttl, record = "", b""
         elif how == "ok":
             ttl = claim.result_ttl
             record = b"" if body == outcome.NONE else base64.b64encode(body[1:])
@@ -122,11 +116,12 @@ class Finisher:
         self._mark()
         self._lines.append((session, self._host, printed.pid, printed.text))
 
-    def flush(self) -> Iterable[str]:
-        """Record what there is.
+    def pending(self) -> list[tuple[str, str]]:
+        """Return (id, execution) of the jobs whose outcome the server does not have yet."""
+        return [(job.id, job.execution) for job in self._completions]
 
-        Returns:
-            The ids of finished jobs on which others depend.
+    def flush(self) -> None:
+        """Send the server what there is; `settle` makes sure that it has it.
 
         Raises:
             RedisError: the server did not take it; it is kept for the next call.
@@ -134,13 +129,33 @@ class Finisher:
         if self._lines:
             self._broker.output(self._lines)
             self._lines.clear()
-        dependents: list[str] = []
-        while self._completions:
-            batch = self._completions[:BATCH]
-            stale, more = self._broker.complete(self._node, batch)
-            del self._completions[: len(batch)]
-            self.dropped += stale
-            dependents += more
+        if self._completions and self._call is None:
+            self._sent = min(len(self._completions), MAX_BATCH)
+            self._call = self._broker.complete(self._node, self._completions[: self._sent])
+
+    def settle(self) -> list[str]:
+        """Wait until the server has what was sent.
+
+        Returns:
+            The ids of finished jobs on which others depend.
+
+        Raises:
+            RedisError: see `flush`.
+        """
+        if self._call is None:
+            return []
+        call, self._call = self._call, None
+        stale, dependents = call.result()
+        del self._completions[: self._sent]
+        self.dropped += stale
+        return dependents
+
+    def finish(self) -> list[str]:
+        """Flush and settle until nothing is left; see both."""
+        dependents = self.settle()
+        while len(self):
+            self.flush()
+            dependents += self.settle()
         return dependents
 
 

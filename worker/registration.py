@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from redis import Redis
-from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.worker import WorkerStatus
 
 from farpool.shared import keys
-from farpool.shared.broker import Broker
+from farpool.shared.broker import Broker, Claim, NotRegisteredError
 from farpool.shared.errors import ConfigError
 
 
@@ -33,7 +31,6 @@ class Registration:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
         client: Redis = broker.client
         self._worker = SimpleWorker(list(queues), name=name, connection=client)
-        self.worker_ttl = self._worker.worker_ttl + 60
 
     def register(self) -> None:
         """Write the entry; takes over that of a node of this name which is no more.
@@ -61,8 +58,17 @@ class Registration:
         self._worker.register_birth()
         self._broker.lease(self._name, self._lease)
 
+    def renew(self, busy: bool, started: Iterable[Claim]) -> None:
+        """Renew the lease, which covers all claims, and RQ's records of what was started.
+
+        Raises:
+            NotRegisteredError: the lease has ended and others took over, or the server is new.
+        """
+        ttl = self._worker.worker_ttl + 60
+        if not self._broker.heartbeat(self._name, self._lease, ttl, busy, started):
+            raise NotRegisteredError(self._name)
+
     def unregister(self) -> None:
         """Say goodbye; the node holds nothing any more."""
-        with contextlib.suppress(RedisError, OSError):
-            self._broker.end_lease(self._name)
-            self._worker.register_death()
+        self._broker.end_lease(self._name)
+        self._worker.register_death()

@@ -5,7 +5,7 @@
 --       then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, job, ...} with each job = {id, execution, queue, data, timeout, result_ttl,
---          failure_ttl, description, tag, lifecycle, attempts}
+--          failure_ttl, description, tag, lifecycle}
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return {-1}
@@ -22,25 +22,25 @@ for k = 4, #KEYS do
   for _, id in ipairs(ids or {}) do
     local key = ARGV[3] .. id
     local job = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
-      'description', 'farpool', 'farpool_attempts', 'ttl', 'status',
+      'description', 'farpool', 'ttl', 'status',
       'retries_left', 'repeats_left', 'success_callback_name', 'failure_callback_name',
       'webhooks', 'rate_limit_key')
     -- A job that was deleted, expired or canceled while it waited is dropped here.
-    if job[1] and job[9] ~= 'canceled' then
+    if job[1] and job[8] ~= 'canceled' then
       local lifecycle = ''
-      for field = 10, 15 do
+      for field = 9, 14 do
         if job[field] and job[field] ~= '' and job[field] ~= '0' then
           lifecycle = '1'
         end
       end
-      if job[8] and job[8] ~= '' then
+      if job[7] and job[7] ~= '' then
         redis.call('PERSIST', key)
       end
       local execution = ARGV[4] .. string.format('%x', #reply)
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
       reply[#reply + 1] = {id, execution, queue, job[1], job[2] or '', job[3] or '',
-        job[4] or '', job[5] or '', job[6] or '', lifecycle, job[7] or '0'}
+        job[4] or '', job[5] or '', job[6] or '', lifecycle}
       limit = limit - 1
     end
   end

@@ -1,5 +1,6 @@
 -- Records what became of jobs, once each: only under the claim that is still the live one, and
 -- only if the job was not canceled or deleted meanwhile. The first completion wins.
+-- For at most 1,000 jobs a call.
 -- KEYS: 1 claims of this node, 2 RQ's hash of this worker, 3 RQ's executions of this worker,
 --       then for each job: its hash, its stream of results, its set of dependents
 -- ARGV: 1 RQ's key prefix, 2 node, 3 seconds to keep a session's results, 4 jobs that succeeded,
@@ -10,8 +11,9 @@
 --       return value or the traceback, encoded as RQ does, or ""
 --       how is "ok", "failed", "chunk" (part of a map: no RQ records) or "recorded" (by RQ's code)
 -- Returns: {number of stale completions that were dropped, id of a job with dependents, ...}
+local call = redis.call
 local prefix, node = ARGV[1], ARGV[2]
-local epoch = tonumber(redis.call('TIME')[1])
+local epoch = tonumber(call('TIME')[1])
 local count = (#KEYS - 3) / 3
 local WIDTH, BASE = 13, 5
 
@@ -19,35 +21,32 @@ local ids = {}
 for i = 1, count do
   ids[i] = ARGV[BASE + (i - 1) * WIDTH + 1]
 end
-local live = {}
-for first = 1, count, 1000 do
-  local last = math.min(first + 999, count)
-  for i, claim in ipairs(redis.call('HMGET', KEYS[1], unpack(ids, first, last))) do
-    live[first + i - 1] = claim
-  end
-  redis.call('HDEL', KEYS[1], unpack(ids, first, last))
+local dependents = {}
+for i = 1, count do
+  dependents[i] = KEYS[i * 3 + 3]
 end
+local any_dependents = call('EXISTS', unpack(dependents)) > 0
+local live = call('HMGET', KEYS[1], unpack(ids))
+call('HDEL', KEYS[1], unpack(ids))
 
 local reply = {0}
 local kept, finished, failed, outcomes, done = {}, {}, {}, {}, {}
 local failures = 0
 
-local function append(groups, group, ...)
-  local list = groups[group]
+local function group(groups, name)
+  local list = groups[name]
   if not list then
     list = {}
-    groups[group] = list
+    groups[name] = list
   end
-  for _, value in ipairs({...}) do
-    list[#list + 1] = value
-  end
+  return list
 end
 
 for i = 1, count do
   local a = BASE + (i - 1) * WIDTH
   local id, execution, queue, how = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
   local ttl, session = ARGV[a + 9], ARGV[a + 10]
-  local job, stream, dependents = KEYS[i * 3 + 1], KEYS[i * 3 + 2], KEYS[i * 3 + 3]
+  local job, stream = KEYS[i * 3 + 1], KEYS[i * 3 + 2]
   local claim = live[i]
   local rest = execution .. ' ' .. queue
   local started = claim == 's ' .. rest
@@ -61,38 +60,43 @@ for i = 1, count do
       kept[#kept + 1] = claim
     end
   elseif how == 'chunk' then
-    recorded = redis.call('DEL', job) == 1
+    recorded = call('DEL', job) == 1
   elseif how ~= 'recorded' then
-    local status = redis.call('HGET', job, 'status')
+    local status = call('HGET', job, 'status')
     recorded = status and status ~= 'canceled'
     if recorded then
       local ok = how == 'ok'
+      local depended = any_dependents and call('EXISTS', dependents[i]) == 1
       if not ok then
         failures = failures + 1
       end
-      if ok and ttl == '0' and redis.call('EXISTS', dependents) == 0 then
-        redis.call('DEL', job)
+      if ok and ttl == '0' and not depended then
+        call('DEL', job)
       else
-        redis.call('HSET', job, 'status', ok and 'finished' or 'failed', 'started_at', ARGV[a + 5],
+        call('HSET', job, 'status', ok and 'finished' or 'failed', 'started_at', ARGV[a + 5],
           'ended_at', ARGV[a + 6], 'worker_name', node)
-        local keep = ttl ~= '' and ttl or (ok and '500' or '31536000')
-        local entry = {stream, 'MAXLEN', '~', '10', '*', 'type', ok and '1' or '2',
-          'worker_name', node, 'execution_id', execution, 'execution_started_at', ARGV[a + 7],
-          'execution_ended_at', ARGV[a + 8]}
-        if ARGV[a + 13] ~= '' then
-          entry[#entry + 1] = ok and 'return_value' or 'exc_string'
-          entry[#entry + 1] = ARGV[a + 13]
-        end
-        redis.call('XADD', unpack(entry))
-        local score = keep == '-1' and (ok and '+inf' or '-1') or epoch + tonumber(keep)
-        append(ok and finished or failed, queue, score, id)
-        if keep ~= '-1' then
-          redis.call('EXPIRE', job, keep)
-          redis.call('EXPIRE', stream, keep)
+        if ARGV[a + 13] == '' then
+          call('XADD', stream, '*', 'type', ok and '1' or '2', 'worker_name', node,
+            'execution_id', execution, 'execution_started_at', ARGV[a + 7],
+            'execution_ended_at', ARGV[a + 8])
         else
-          redis.call('PERSIST', stream)
+          call('XADD', stream, 'MAXLEN', '~', '10', '*', 'type', ok and '1' or '2',
+            'worker_name', node, 'execution_id', execution, 'execution_started_at', ARGV[a + 7],
+            'execution_ended_at', ARGV[a + 8], ok and 'return_value' or 'exc_string',
+            ARGV[a + 13])
         end
-        if redis.call('EXISTS', dependents) == 1 then
+        local keep = ttl ~= '' and ttl or (ok and '500' or '31536000')
+        local list = group(ok and finished or failed, queue)
+        if keep == '-1' then
+          call('PERSIST', stream)
+          list[#list + 1] = ok and '+inf' or '-1'
+        else
+          call('EXPIRE', job, keep)
+          call('EXPIRE', stream, keep)
+          list[#list + 1] = epoch + keep
+        end
+        list[#list + 1] = id
+        if depended then
           reply[#reply + 1] = id
         end
       end
@@ -101,45 +105,44 @@ for i = 1, count do
 
   if started then
     local member = id .. ':' .. execution
-    redis.call('ZREM', prefix .. ':wip:' .. queue, member)
-    redis.call('DEL', prefix .. ':execution:' .. member)
-    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
-    redis.call('SREM', KEYS[3], member)
+    call('ZREM', prefix .. ':wip:' .. queue, member)
+    call('DEL', prefix .. ':execution:' .. member)
+    call('ZREM', prefix .. ':executions:' .. id, execution)
+    call('SREM', KEYS[3], member)
   end
   if recorded and session ~= '' then
-    append(outcomes, session, id, ARGV[a + 12])
+    local list = group(outcomes, session)
+    list[#list + 1] = id
+    list[#list + 1] = ARGV[a + 12]
     if ARGV[a + 11] == '1' then
-      append(done, session, id)
+      list = group(done, session)
+      list[#list + 1] = id
     end
   end
 end
 
-local function in_parts(command, key, list)
-  for first = 1, #list, 1000 do
-    redis.call(command, key, unpack(list, first, math.min(first + 999, #list)))
-  end
+if #kept > 0 then
+  call('HSET', KEYS[1], unpack(kept))
 end
-
-in_parts('HSET', KEYS[1], kept)
 for queue, members in pairs(finished) do
-  in_parts('ZADD', prefix .. ':finished:' .. queue, members)
+  call('ZADD', prefix .. ':finished:' .. queue, unpack(members))
 end
 for queue, members in pairs(failed) do
-  in_parts('ZADD', prefix .. ':failed:' .. queue, members)
+  call('ZADD', prefix .. ':failed:' .. queue, unpack(members))
 end
 for session, list in pairs(outcomes) do
   local key = prefix .. ':farpool:results:' .. session
-  in_parts('HSET', key, list)
-  redis.call('EXPIRE', key, ARGV[3])
+  call('HSET', key, unpack(list))
+  call('EXPIRE', key, ARGV[3])
 end
 for session, list in pairs(done) do
   local key = prefix .. ':farpool:done:' .. session
-  redis.call('XADD', key, 'MAXLEN', '~', '10000', '*', 'ids', table.concat(list, ' '))
-  redis.call('EXPIRE', key, ARGV[3])
+  call('XADD', key, 'MAXLEN', '~', '10000', '*', 'ids', table.concat(list, ' '))
+  call('EXPIRE', key, ARGV[3])
 end
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HINCRBY', KEYS[2], 'successful_job_count', ARGV[4])
-  redis.call('HINCRBY', KEYS[2], 'failed_job_count', failures)
-  redis.call('HINCRBYFLOAT', KEYS[2], 'total_working_time', ARGV[5])
+if call('EXISTS', KEYS[2]) == 1 then
+  call('HINCRBY', KEYS[2], 'successful_job_count', ARGV[4])
+  call('HINCRBY', KEYS[2], 'failed_job_count', failures)
+  call('HINCRBYFLOAT', KEYS[2], 'total_working_time', ARGV[5])
 end
 return reply

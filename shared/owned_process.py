@@ -1,0 +1,104 @@
+"""A process that lives at most as long as the process that started it.
+
+    owner --Popen--> sh --exec--> the program (same pid, leads its own session and group)
+      |                             '-- watchdog: a small sh in the program's group
+      '------- lifeline pipe ----------> the watchdog reads it
+
+The owner holds the only write end of the lifeline. When the owner dies, however that happens, the
+watchdog reads end of file and kills its group, which is the program and itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+# $1 is the directory to remove when the owner dies; the rest is the program's command line. A line
+# on the lifeline is the owner's word that the program has ended already. The watchdog kills its
+# group and no single process: the id of a group that it is in cannot pass to a stranger.
+_LAUNCHER = """
+exec 3<&0 </dev/null
+{ read -r _ <&3 || { rm -rf "$1"; kill -KILL 0; }; } &
+shift
+exec "$@" 3<&-
+"""
+
+
+class OwnedProcess:
+    """A running program that a terminal's Ctrl-C passes by and that dies with its owner.
+
+    Children that the owner forks neither keep the program alive nor can they stop it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        scratch: Path,
+        output: BinaryIO,
+        keep_open: Sequence[int] = (),
+    ) -> None:
+        """Start the program.
+
+        Args:
+            command: the program's path and arguments.
+            scratch: directory to remove once the program has ended.
+            output: file that takes what the program prints.
+            keep_open: descriptors for the program to inherit.
+        """
+        self._scratch = scratch
+        reader, self._lifeline = os.pipe()
+        _owned.add(self)
+        try:
+            self.popen = subprocess.Popen(
+                ["/bin/sh", "-c", _LAUNCHER, "sh", scratch, *command],
+                stdin=reader,
+                stdout=output,
+                stderr=output,
+                pass_fds=keep_open,
+                umask=0o077,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._let_go()
+            raise
+        finally:
+            os.close(reader)
+
+    def stop(self, grace: float) -> None:
+        """Ask the program to end, and kill it after `grace` seconds.
+
+        Does nothing the second time, or in a process that was forked from the owner.
+        """
+        if self not in _owned:
+            return
+        self.popen.terminate()
+        try:
+            self.popen.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._lifeline, b"\n")
+        self._let_go()
+
+    def _let_go(self) -> None:
+        _owned.discard(self)
+        os.close(self._lifeline)
+
+
+_owned: set[OwnedProcess] = set()
+
+
+def _disown_all() -> None:
+    for process in list(_owned):
+        process._let_go()
+
+
+os.register_at_fork(after_in_child=_disown_all)

@@ -1,0 +1,164 @@
+"""The jobs that a node holds: claimed, started, given back, and agreed upon with the server."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+
+from farpool.shared import frames
+from farpool.shared.broker import Broker, Call, Claim, Tag
+
+ANNOUNCE_SECONDS = 0.05
+"""A job is marked started in Redis once it has run this long; shorter ones never need to be."""
+_DEFAULT_TIMEOUT = 180.0
+_LIFECYCLE = "farpool.shared.lifecycle"
+
+
+class Claims:
+    """What this node holds, by execution id, and the calls that change it on the server.
+
+    Args:
+        broker: the server.
+        node: name of this node.
+        queues: names of its queues, in order of priority.
+        url: the server's url, for children that run RQ's code.
+        max_attempts: executions that may cost a process before a job fails.
+
+    Raises:
+        RedisError: from every method that talks to the server; what is held does not change then.
+    """
+
+    def __init__(
+        self, broker: Broker, node: str, queues: Sequence[str], url: str, max_attempts: int
+    ) -> None:
+        self._broker = broker
+        self._node = node
+        self._queues = tuple(queues)
+        self._url = url
+        self._max_attempts = max_attempts
+        self._held: dict[str, Claim] = {}
+        self._started: set[str] = set()
+        self._prefix = uuid.uuid4().hex[:12]
+        self._calls = 0
+        self._call: Call[list[Claim] | None] | None = None
+
+    def request(self, limit: int) -> None:
+        """Ask the server for up to `limit` jobs; `receive` has the answer."""
+        if self._call is None:
+            self._calls += 1
+            execution = f"{self._prefix}{self._calls:x}x"
+            self._call = self._broker.claim(self._node, self._queues, limit, execution)
+
+    @property
+    def requested(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._call is not None
+
+    def receive(self) -> list[frames.Task] | None:
+        """Wait for what was requested; None while workers are suspended.
+
+        Raises:
+            NotRegisteredError: the node has no lease.
+        """
+        assert self._call is not None
+        call, self._call = self._call, None
+        claims = call.result()
+        if claims is None:
+            return None
+        for claim in claims:
+            self._held[claim.execution] = claim
+        now = time.time()
+        self._start([(claim, now) for claim in claims if claim.lifecycle])
+        return [self._task(claim) for claim in claims]
+
+    def _task(self, claim: Claim) -> frames.Task:
+        label = claim.description.partition("(")[0]
+        flags = frames.FORWARD_OUTPUT if claim.tag.output else 0
+        timeout = float(claim.timeout or _DEFAULT_TIMEOUT)
+        data = claim.data
+        if claim.lifecycle:
+            # RQ's code in the child keeps the job's own time limit.
+            data, timeout = self._lifecycle("perform", claim.id, claim.execution), -1
+        return frames.Task(0, flags, timeout, claim.id, data, claim.execution, label)
+
+    def _lifecycle(self, function: str, *args: object) -> bytes:
+        arguments = (self._url, self._node, *args)
+        return pickle.dumps((f"{_LIFECYCLE}.{function}", None, arguments, {}))
+
+    def errand(self, function: str, *args: object) -> frames.Task:
+        """Make a task of a function in shared/lifecycle.py; it belongs to no job."""
+        data = self._lifecycle(function, *args)
+        return frames.Task(0, 0, _DEFAULT_TIMEOUT, "", data, "", function)
+
+    def of(self, task: frames.Task) -> Claim | None:
+        """Return the claim of a task; None if it is an errand or no longer held."""
+        return self._held.get(task.key)
+
+    def drop(self, task: frames.Task) -> Claim | None:
+        """Hold a task's job no longer, because its end is on the way to the server."""
+        self._started.discard(task.key)
+        return self._held.pop(task.key, None)
+
+    def started(self) -> list[Claim]:
+        """Return the claims that are marked as started."""
+        return [self._held[key] for key in self._started if key in self._held]
+
+    def announce(self, running: Iterable[tuple[frames.Task, float]]) -> None:
+        """Mark as started what has been running for a while, given with its seconds so far."""
+        now = time.time()
+        self._start(
+            [
+                (self._held[task.key], now - seconds)
+                for task, seconds in running
+                if seconds >= ANNOUNCE_SECONDS
+                and task.key in self._held
+                and task.key not in self._started
+            ]
+        )
+
+    def _start(self, starts: list[tuple[Claim, float]]) -> None:
+        if starts:
+            self._started.update(claim.execution for claim, _ in starts)
+            self._broker.start(self._node, starts)
+
+    def give_back(self, tasks: Iterable[frames.Task]) -> None:
+        """Hand tasks that have not begun, or whose run was ended here, back to their queues."""
+        claims = [self._held[task.key] for task in tasks if task.key in self._held]
+        self._release(claims)
+        for claim in claims:
+            self._started.discard(claim.execution)
+            del self._held[claim.execution]
+
+    def give_back_crashed(self, claims: Sequence[Claim]) -> set[str]:
+        """Hand back jobs that cost a process each; returns the ids that have no attempt left."""
+        return self._broker.release(
+            self._node, claims, lost=True, max_attempts=self._max_attempts
+        )
+
+    def _release(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            self._broker.release(self._node, claims, max_attempts=self._max_attempts)
+
+    def reconcile(self, pending: Iterable[tuple[str, str]]) -> None:
+        """Make what the server says that this node holds and what it knows the same.
+
+        Claims that others have taken over are forgotten; those whose claiming was never
+        answered go back to their queues.
+
+        Args:
+            pending: (id, execution) of jobs whose end is on the way to the server.
+        """
+        on_server = self._broker.claimed(self._node)
+        known = {(claim.id, key) for key, claim in self._held.items()} | set(pending)
+        for key, claim in list(self._held.items()):
+            if on_server.get(claim.id) != (key, claim.queue):
+                del self._held[key]
+        self._release(
+            [
+                Claim(job_id, execution, queue, b"", "", "", "", "", Tag(), False)
+                for job_id, (execution, queue) in on_server.items()
+                if (job_id, execution) not in known
+            ]
+        )
