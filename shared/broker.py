@@ -220,6 +220,14 @@ class Broker:
                 pipe.unlink(keys.job(job_id))
             pipe.execute()
 
+    def statuses(self, ids: Sequence[str]) -> dict[str, str | None]:
+        """Return RQ's status of each job; None for those that are gone."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "status")
+            found = pipe.execute()
+        return {i: status.decode() if status else None for i, status in zip(ids, found, strict=True)}
+
     def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
         """Return the outcomes of jobs of a session, None where there is none (yet)."""
         return cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
@@ -258,6 +266,32 @@ class Broker:
                 entries = entries[0] if entries and isinstance(entries[0], list) else entries
             found += [(name.decode(), entry.decode(), fields) for entry, fields in entries]
         return found
+
+    def announce_nothing(self, session: str) -> None:
+        """Wake whoever waits for announcements of a session."""
+        key = keys.done(session)
+        self.client.xadd(key, {"ids": ""})
+        self.client.expire(key, RESULT_SECONDS)
+
+    def processes(self, queue: str | None = None) -> int:
+        """Return how many child processes the live nodes have, those of one queue if given."""
+        return sum(
+            int(node.get("farpool_processes", 0))
+            for node in self.nodes()
+            if queue is None or queue in node.get("queues", "").split(",")
+        )
+
+    def nodes(self) -> list[dict[str, str]]:
+        """Return RQ's record of each live node, with our `farpool_processes` and its `name`."""
+        names = [name for name, left in self.leases().items() if left > 0]
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(keys.worker(name))
+            records = pipe.execute()
+        return [
+            {"name": name} | {k.decode(): v.decode("utf-8", "replace") for k, v in record.items()}
+            for name, record in zip(names, records, strict=True)
+        ]
 
     # --- nodes -----------------------------------------------------------------------------
 
@@ -393,8 +427,9 @@ class Broker:
             args += (claim.id, claim.execution, claim.queue)
         return bool(self._heartbeat(names, args))
 
-    def lease(self, node: str, seconds: float) -> None:
-        """Give a node a lease, so that it may hold claims."""
+    def lease(self, node: str, seconds: float, processes: int) -> None:
+        """Give a node a lease, so that it may hold claims, and say how many processes it has."""
+        self.client.hset(keys.worker(node), "farpool_processes", processes)
         self.client.zadd(keys.NODES, {node: self._now() + seconds})
 
     def end_lease(self, node: str) -> None:
@@ -414,6 +449,14 @@ class Broker:
             _, execution, queue = claim.decode().split(" ", 2)
             found[job_id.decode()] = execution, queue
         return found
+
+    def claimed_by_queue(self, nodes: Iterable[str]) -> dict[str, int]:
+        """Return for each queue the number of jobs that these nodes hold."""
+        counts: dict[str, int] = {}
+        for node in nodes:
+            for _, queue in self.claimed(node).values():
+                counts[queue] = counts.get(queue, 0) + 1
+        return counts
 
     def output(self, lines: Iterable[tuple[str, str, int, str]]) -> None:
         """Send what tasks printed, each as (session, host, pid, text), to their callers."""

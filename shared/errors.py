@@ -25,6 +25,10 @@ class ServerBinaryNotFoundError(FarpoolError, FileNotFoundError):
     """No redis-server or valkey-server binary was found for the embedded server."""
 
 
+class FunctionNotFoundError(FarpoolError, ImportError):
+    """A task names a function that cannot be imported where it runs."""
+
+
 class PayloadError(FarpoolError):
     """A payload from Redis or a pipe is not one that farpool can read."""
 

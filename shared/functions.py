@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import socket
 import sys
 from collections.abc import Callable
-from typing import Any
-
-from rq.utils import import_attribute
+from typing import Any, cast
 
 from farpool.shared import payload
+from farpool.shared.errors import FunctionNotFoundError
 
 BY_VALUE = "farpool.shared.functions.call"
 """The importable stand-in that runs a function sent by value, on a stock rq worker too."""
@@ -44,14 +45,33 @@ def unpack(function: bytes) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _import(name: str) -> Callable[..., Any]:
-    return import_attribute(name)
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # A module that exists but lacks one of its own imports is not to be hidden.
+            if error.name and (module_name + ".").startswith(error.name + "."):
+                continue
+            raise
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+        if callable(found):
+            return cast("Callable[..., Any]", found)
+        break
+    where = f"host {socket.gethostname()}"
+    raise FunctionNotFoundError(
+        f"there is no function {name!r} on {where}; its module must be importable there"
+    )
 
 
 def resolve(name: str, instance: object) -> Callable[..., Any]:
     """Find what an RQ job names: a function, or a method of the instance sent along.
 
     Raises:
-        ImportError, AttributeError, ValueError: there is no such function here.
+        FunctionNotFoundError: there is no such function on this machine.
+        Exception: what importing its module raises.
     """
     if instance is not None:
         method: Callable[..., Any] = getattr(instance, name)

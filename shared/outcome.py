@@ -53,6 +53,12 @@ def of_error(error: BaseException, *, main_by_value: bool = True) -> tuple[bytes
     return ERROR + pickle.dumps((pickled, name, message, text), payload.PROTOCOL), text
 
 
+def of_text(text: str) -> bytes:
+    """Encode a failure of which only the traceback's text is known, as stock rq workers leave."""
+    name, _, message = text.strip().rpartition("\n")[2].partition(":")
+    return ERROR + pickle.dumps((None, name.strip(), message.strip(), text), payload.PROTOCOL)
+
+
 def is_error(data: bytes) -> bool:
     """Tell whether an outcome is an error, without unpickling it."""
     return data[:1] == ERROR
@@ -89,5 +95,10 @@ def error(data: bytes) -> BaseException:
         else:
             if isinstance(loaded, BaseException):
                 rebuilt = loaded
-    rebuilt.__cause__ = RemoteTraceback(text)
+    rebuilt.__cause__ = remote_traceback(text)
     return rebuilt
+
+
+def remote_traceback(text: str) -> BaseException:
+    """Return what multiprocessing puts as the cause of a task's exception."""
+    return RemoteTraceback(f'\n"""\n{text}"""')

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
-import socket as sockets
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,18 +21,21 @@ from redis.retry import Retry
 from farpool.shared.connection import MINIMUM_VERSION
 from farpool.shared.errors import ConfigError, ServerBinaryNotFoundError, ServerUnavailableError
 from farpool.shared.owned_process import OwnedProcess
+from farpool.shared.server_files import (
+    POLL_SECONDS,
+    SOCKET_NAME,
+    SOCKET_PATH_BYTES,
+    check_socket_is_free,
+    fits_a_socket,
+    locked,
+    private_directory,
+)
 
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
-POLL_SECONDS = 0.005
-SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
-"""The longest path that the system's `sockaddr_un` holds."""
 PASSWORD_BYTES = 512
 """The longest password that the server takes in its configuration."""
-LOCK_SECONDS = 1.0
-"""How long a server whose owner has just died may take to let go of its data directory."""
-LOG_LINES = 5
-SOCKET_NAME = "server.sock"
+LOG_LINES = 3
 
 
 def find_server_binary() -> Path:
@@ -114,7 +113,7 @@ class EmbeddedServer:
         if password is not None and not 0 < len(password.encode()) <= PASSWORD_BYTES:
             raise ConfigError(f"the server's password must have 1 to {PASSWORD_BYTES} bytes")
         self._socket = None if socket is None else Path(socket).absolute()
-        if self._socket is not None and not _fits_a_socket(self._socket):
+        if self._socket is not None and not fits_a_socket(self._socket):
             raise ConfigError(
                 f"the socket's path has more than {SOCKET_PATH_BYTES} bytes: {self._socket}"
             )
@@ -176,7 +175,7 @@ class EmbeddedServer:
             self._owned.stop(STOP_SECONDS)
 
     def _launch(self, binary: Path) -> OwnedProcess:
-        directory = _private_directory()
+        directory = private_directory()
         self._log = directory / "server.log"
         try:
             config = directory / "server.conf"
@@ -184,7 +183,7 @@ class EmbeddedServer:
             config.write_bytes(self._configuration(directory))
             with contextlib.ExitStack() as inherited:
                 log = inherited.enter_context(self._log.open("wb"))
-                locks = [inherited.enter_context(_locked(self._data))] if self._data else []
+                locks = [inherited.enter_context(locked(self._data))] if self._data else []
                 return OwnedProcess(
                     [binary, config, *self._options], scratch=directory, output=log, keep_open=locks
                 )
@@ -205,7 +204,7 @@ class EmbeddedServer:
             settings["requirepass"] = self._password
         if self._port is None:
             path = self._socket or directory / SOCKET_NAME
-            _check_socket_is_free(path)
+            check_socket_is_free(path)
             settings |= {"port": "0", "unixsocket": str(path), "unixsocketperm": "700"}
             self._url = f"unix://{login}{quote(str(path))}"
         else:
@@ -251,59 +250,6 @@ class EmbeddedServer:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-
-
-def _private_directory() -> Path:
-    """Make a directory that only this user may enter, with room in its path for a socket's."""
-    directory = Path(tempfile.mkdtemp(prefix="farpool-"))
-    if _fits_a_socket(directory / SOCKET_NAME):
-        return directory
-    directory.rmdir()
-    return Path(tempfile.mkdtemp(prefix="farpool-", dir="/tmp"))
-
-
-def _fits_a_socket(path: Path) -> bool:
-    return len(os.fsencode(path)) <= SOCKET_PATH_BYTES
-
-
-def _check_socket_is_free(path: Path) -> None:
-    """Make sure that the server, which replaces whatever has this path, takes it from nobody."""
-    with sockets.socket(sockets.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            if path.exists() and not path.is_socket():
-                raise ConfigError(f"the socket's path is taken by something else: {path}") from None
-        except OSError as error:
-            raise ConfigError(f"cannot use the socket's path {path}: {error.strerror}") from None
-        else:
-            raise ServerUnavailableError(f"another server answers at {path}")
-
-
-@contextlib.contextmanager
-def _locked(data: Path) -> Iterator[int]:
-    """Lock the data directory, as two servers would ruin each other's append-only file.
-
-    The descriptor is to be inherited by the server, so that the lock lasts as long as it does.
-    """
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise ConfigError(f"cannot keep data in {data}: {error.strerror}") from None
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ServerUnavailableError(f"another server keeps data in {data}") from None
-                time.sleep(POLL_SECONDS)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _quoted(value: str) -> str:

@@ -84,7 +84,7 @@ class Node:
         self.config = config
         self._broker = Broker(connect(config.url, retries=0))
         self._registration = Registration(
-            self._broker, config.name, config.queues, config.lease
+            self._broker, config.name, config.queues, config.lease, config.processes
         )
         self._dispatcher = Dispatcher(
             config.processes,

@@ -22,11 +22,15 @@ class Registration:
         name: name of the node.
         queues: names of its queues.
         lease: seconds that other nodes wait for a sign of life.
+        processes: number of its child processes.
     """
 
-    def __init__(self, broker: Broker, name: str, queues: Sequence[str], lease: float) -> None:
+    def __init__(
+        self, broker: Broker, name: str, queues: Sequence[str], lease: float, processes: int
+    ) -> None:
         self._broker = broker
         self._lease = lease
+        self._processes = processes
         self._name = name
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
         client: Redis = broker.client
@@ -50,13 +54,13 @@ class Registration:
                 f"{self._lease:g} s ago); choose another --name"
             ) from None
         self._worker.set_state(WorkerStatus.IDLE)
-        self._broker.lease(self._name, self._lease)
+        self._broker.lease(self._name, self._lease, self._processes)
 
     def register_again(self) -> None:
         """Write the entry anew after it or its server was lost."""
         self._broker.client.delete(keys.worker(self._name))
         self._worker.register_birth()
-        self._broker.lease(self._name, self._lease)
+        self._broker.lease(self._name, self._lease, self._processes)
 
     def renew(self, busy: bool, started: Iterable[Claim]) -> None:
         """Renew the lease, which covers all claims, and RQ's records of what was started.

@@ -1,0 +1,46 @@
+"""farpool: `multiprocessing.Pool` that spans machines, and a distributed task queue on Redis."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from farpool.producer.group import Group
+from farpool.producer.job import Job
+from farpool.producer.pool import Pool
+from farpool.producer.queue import Queue
+from farpool.producer.results import AsyncResult, MapResult
+from farpool.shared.errors import (
+    ConfigError,
+    FarpoolError,
+    FunctionNotFoundError,
+    PayloadError,
+    RemoteError,
+    ServerUnavailableError,
+    StartError,
+    TimeoutError,
+    UnsupportedServerError,
+    WorkerLostError,
+)
+
+try:
+    __version__ = version("farpool")
+except PackageNotFoundError:  # used from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AsyncResult",
+    "ConfigError",
+    "FarpoolError",
+    "FunctionNotFoundError",
+    "Group",
+    "Job",
+    "MapResult",
+    "PayloadError",
+    "Pool",
+    "Queue",
+    "RemoteError",
+    "ServerUnavailableError",
+    "StartError",
+    "TimeoutError",
+    "UnsupportedServerError",
+    "WorkerLostError",
+    "__version__",
+]

@@ -1,0 +1,109 @@
+"""`farpool demo`: the beginner's page on `multiprocessing.Pool`, on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+from tqdm import tqdm
+
+from farpool.producer.inspect import overview
+from farpool.producer.pool import Pool
+from farpool.producer.queue import Queue
+from farpool.shared import connection
+from farpool.shared.errors import FarpoolError
+from farpool.shared.server import EmbeddedServer
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+
+
+def square(n: int) -> int:
+    """Square a number, and say which process does it."""
+    print(f"Worker process id for {n}: {os.getpid()}")
+    return n * n
+
+
+def quiet_square(n: int) -> int:
+    """Square a number."""
+    return n * n
+
+
+def run(url: str | None, queue: str, tasks: int, processes: int) -> None:
+    """Square a few numbers task by task, then `tasks` of them with a progress bar.
+
+    Args:
+        url: the server; None starts one, and a node with `processes` children.
+
+    Raises:
+        FarpoolError: no server, no node, or a wrong result.
+    """
+    with contextlib.ExitStack() as stack:
+        if url is None:
+            server = stack.enter_context(EmbeddedServer())
+            click.echo(f"embedded server at {server.url}")
+            stack.enter_context(_node(server.url, queue, processes))
+            url = server.url
+        _wait_for_node(url, queue)
+        with Pool(url=url, queue=queue) as pool:
+            click.echo(f"a pool of {pool.processes} processes squares 1 to 5:")
+            values = pool.map(square, [1, 2, 3, 4, 5], chunksize=1)
+        click.echo(values)
+        _larger_run(url, queue, tasks)
+
+
+def _larger_run(url: str, queue: str, tasks: int) -> None:
+    click.echo(f"{tasks} single jobs, each with its own result by id:")
+    begin = time.perf_counter()
+    group = Queue(queue, url=url).enqueue_map(quiet_square, range(tasks), result_ttl=60)
+    for _ in tqdm(group.as_completed(), total=tasks, unit="job", mininterval=0.2):
+        pass
+    seconds = time.perf_counter() - begin
+    if group.get() != [n * n for n in range(tasks)]:
+        raise FarpoolError("the demo got wrong results")
+    click.echo(f"{tasks} jobs enqueued, run and collected in {seconds:.1f} s: "
+               f"{tasks / seconds:,.0f} jobs/s")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _node(url: str, queue: str, processes: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "farpool", "worker", queue, "--processes", str(processes)]
+    # In a session of its own, a Ctrl-C at the terminal ends the demo first and then the node.
+    node = subprocess.Popen(
+        command, env=os.environ | {connection.URL_VARIABLE: url}, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        node.terminate()
+        try:
+            node.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            node.wait()
+
+
+def _wait_for_node(url: str, queue: str) -> None:
+    client = connection.connect(url)
+    deadline = time.monotonic() + _START_SECONDS
+    with contextlib.closing(client):
+        while not any(queue in node.queues.split(",") for node in overview(client).nodes):
+            if time.monotonic() > deadline:
+                raise FarpoolError(
+                    f"no worker serves the queue {queue!r}; start one with 'farpool worker "
+                    f"{queue} --url {connection.safe(url)}'"
+                )
+            time.sleep(0.05)
+
+
+def wait_for_stop_signal() -> None:
+    """Block until SIGINT or SIGTERM."""
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.sigwait(signals)

@@ -1,0 +1,81 @@
+"""Many jobs that were enqueued in one call, and their results together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from redis import Redis
+
+from farpool.producer.job import Job
+from farpool.producer.session import BLOCK_SECONDS, Session, deadline_of, time_left
+from farpool.shared import outcome
+from farpool.shared.errors import TimeoutError
+
+
+class Group:
+    """The jobs of one `Queue.enqueue_map`, in the order of their arguments.
+
+    Iterating yields the jobs; `len` counts them. Results stay on the server for their time to
+    live, so that each can also be fetched by its job's id.
+    """
+
+    def __init__(self, session: Session, ids: Sequence[str], connection: Redis) -> None:
+        self._session = session
+        self._ids = list(ids)
+        self._connection = connection
+        self._outcomes: dict[str, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[Job]:
+        return (self[index] for index in range(len(self._ids)))
+
+    def __getitem__(self, index: int) -> Job:
+        return Job(self._ids[index], connection=self._connection)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the jobs."""
+        return list(self._ids)
+
+    def get(self, timeout: float | None = None) -> list[Any]:
+        """Wait for all jobs and return their results in order.
+
+        Args:
+            timeout: seconds to wait for all of them; None for as long as it takes.
+
+        Raises:
+            TimeoutError: not all have ended in time.
+            BaseException: the exception of the first job, in order, that failed. The others
+                have ended too, and `as_completed` tells of each.
+        """
+        for _ in self._completions(timeout):
+            pass
+        return [outcome.result(self._outcomes[job_id]) for job_id in self._ids]
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
+        """Yield the jobs as they end, in any order; `get` of such a job does not wait.
+
+        Args:
+            timeout: seconds to wait for all of them; None for as long as it takes.
+
+        Raises:
+            TimeoutError: not all have ended in time; those that have were yielded before.
+        """
+        for job_id in self._completions(timeout):
+            yield Job(job_id, connection=self._connection)
+
+    def _completions(self, timeout: float | None) -> Iterator[str]:
+        deadline = deadline_of(timeout)
+        yield from list(self._outcomes)
+        while len(self._outcomes) < len(self._ids):
+            found = self._session.wait(time_left(deadline, BLOCK_SECONDS))
+            for job_id, data in found:
+                self._outcomes[job_id] = data
+            yield from (job_id for job_id, _ in found)
+            if not found and time.monotonic() >= deadline:
+                done = len(self._outcomes)
+                raise TimeoutError(f"{done} of {len(self._ids)} jobs ended in {timeout} seconds")

@@ -1,0 +1,76 @@
+"""What is going on at a server: its nodes, and its queues with their jobs by state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis import Redis
+from rq import Queue
+
+from farpool.shared.broker import Broker
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """A live node; `queues` are names with commas."""
+
+    name: str
+    processes: int
+    state: str
+    queues: str
+    finished: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class QueueInfo:
+    """A queue and the number of its jobs in each state that RQ keeps a registry of."""
+
+    name: str
+    jobs: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Nodes and queues, by name."""
+
+    nodes: list[NodeInfo]
+    queues: list[QueueInfo]
+
+
+def overview(client: Redis) -> Overview:
+    """Look at a server.
+
+    Raises:
+        RedisError: the server does not answer.
+    """
+    broker = Broker(client)
+    nodes = [
+        NodeInfo(
+            name=node["name"],
+            processes=int(node.get("farpool_processes", 0)),
+            state=node.get("state", "?"),
+            queues=node.get("queues", ""),
+            finished=int(node.get("successful_job_count", 0)),
+            failed=int(node.get("failed_job_count", 0)),
+        )
+        for node in broker.nodes()
+    ]
+    claimed = broker.claimed_by_queue(node.name for node in nodes)
+    queues = []
+    for queue in Queue.all(connection=client):
+        started = queue.started_job_registry.get_job_count(cleanup=False)
+        jobs = {
+            "queued": queue.count,
+            "claimed": max(0, claimed.get(queue.name, 0) - started),
+            "started": started,
+            "finished": queue.finished_job_registry.get_job_count(cleanup=False),
+            "failed": queue.failed_job_registry.get_job_count(cleanup=False),
+            "deferred": queue.deferred_job_registry.get_job_count(cleanup=False),
+            "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
+            "canceled": queue.canceled_job_registry.get_job_count(cleanup=False),
+        }
+        queues.append(QueueInfo(queue.name, jobs))
+    return Overview(
+        sorted(nodes, key=lambda node: node.name), sorted(queues, key=lambda queue: queue.name)
+    )

@@ -1,0 +1,122 @@
+"""The local backend: a Pool's chunks on child processes of this process, without any server."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from farpool.producer.backend import Resolve, Submission
+from farpool.shared import outcome
+from farpool.shared.broker import MAX_ATTEMPTS
+from farpool.shared.child import ChildConfig
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done
+from farpool.shared.errors import StartError, WorkerLostError
+from farpool.shared.frames import Task
+from farpool.shared.processes import Broken
+
+_JOIN_SECONDS = 5.0
+
+
+class LocalBackend:
+    """Child processes of this process, driven by one thread.
+
+    Args:
+        processes: number of child processes.
+        initializer: called once in each with `initargs`.
+        max_tasks: tasks after which a child is replaced.
+        context: a multiprocessing context; the forkserver by default.
+    """
+
+    setup = None
+
+    def __init__(
+        self,
+        processes: int,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        max_tasks: int | None,
+        context: BaseContext | None,
+    ) -> None:
+        self.processes = processes
+        self.main_by_value = not _main_reaches_children()
+        config = ChildConfig(
+            initializer=initializer,
+            initargs=tuple(initargs),
+            max_tasks=max_tasks,
+            main_by_value=self.main_by_value,
+        )
+        self._dispatcher = Dispatcher(processes, config, context)
+        self._inbox: collections.deque[Task] = collections.deque()
+        self._numbers = itertools.count()
+        self._attempts: collections.Counter[str] = collections.Counter()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="farpool-local", daemon=True)
+
+    def start(self, resolve: Resolve, broken: Callable[[BaseException], None]) -> None:
+        """See `Backend.start`."""
+        self._resolve = resolve
+        self._broken = broken
+        self._dispatcher.start()
+        self._thread.start()
+
+    def new_id(self) -> str:
+        """See `Backend.new_id`."""
+        return str(next(self._numbers))
+
+    def submit(self, chunks: Iterable[Submission]) -> None:
+        """See `Backend.submit`."""
+        self._inbox.extend(
+            Task(0, 0, 0.0, chunk.id, chunk.data, chunk.id, chunk.label) for chunk in chunks
+        )
+        self._dispatcher.pool.wake()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            while self._inbox:
+                self._dispatcher.add([self._inbox.popleft()])
+            for result in self._dispatcher.step(None):
+                match result:
+                    case Done(task, reply):
+                        self._attempts.pop(task.key, None)
+                        self._resolve(task.key, reply.body)
+                    case Crashed():
+                        self._crashed(result)
+                    case Broken(data, text):
+                        cause = outcome.error(data) if data else None
+                        reason = text.strip().rpartition("\n")[2]
+                        error = StartError(f"no process of the pool can start: {reason}")
+                        error.__cause__ = cause
+                        self._broken(error)
+                        return
+
+    def _crashed(self, crash: Crashed) -> None:
+        key = crash.task.key
+        self._attempts[key] += 1
+        if self._attempts[key] < MAX_ATTEMPTS:
+            self._dispatcher.add([crash.task])
+            return
+        del self._attempts[key]
+        error = WorkerLostError(
+            f"the process that ran the task {crash.reason}: pid {crash.pid} "
+            f"(gave up after {MAX_ATTEMPTS} attempts)"
+        )
+        self._resolve(key, outcome.of_error(error)[0])
+
+    def stop(self, unfinished: Iterable[str]) -> None:
+        """See `Backend.stop`."""
+        self._stopping = True
+        self._dispatcher.pool.wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_SECONDS)
+        self._dispatcher.stop()
+
+
+def _main_reaches_children() -> bool:
+    """Whether multiprocessing gives children the same `__main__`: not in a REPL or notebook."""
+    main = sys.modules.get("__main__")
+    return bool(getattr(main, "__spec__", None) or getattr(main, "__file__", None))

@@ -1,0 +1,259 @@
+"""A queue as its producer sees it: RQ's Queue, with bulk enqueueing and functions by value."""
+
+from __future__ import annotations
+
+import itertools
+import reprlib
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from redis import Redis
+from rq.queue import EnqueueData
+from rq.queue import Queue as RQQueue
+from rq.serializers import DefaultSerializer
+from rq.utils import parse_timeout
+
+from farpool.producer.group import Group
+from farpool.producer.job import Job
+from farpool.producer.session import Session
+from farpool.shared import functions, payload
+from farpool.shared.broker import RESULT_SECONDS, Broker, NewJob, Tag
+from farpool.shared.connection import connect, url_or_default
+from farpool.shared.errors import ConfigError
+
+MAX_PAYLOAD = 500 * 1024 * 1024
+"""Largest pickled call in bytes; Redis refuses a string of 512 MB."""
+_BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
+_RQ_OPTIONS = {
+    "depends_on", "job_id", "meta", "retry", "repeat", "on_success", "on_failure", "on_stopped",
+    "rate_limit", "webhooks", "pipeline", "unique", "args", "kwargs",
+}  # fmt: skip
+
+
+class Queue(RQQueue):
+    """An RQ queue whose jobs have `get`.
+
+    Args:
+        name: name of the queue.
+        connection: a redis-py client; or
+        url: the server's url; FARPOOL_URL by default.
+        options: those of `rq.Queue`.
+
+    Raises:
+        ConfigError: neither connection nor url is given, or the url cannot be used.
+        ServerUnavailableError, UnsupportedServerError: see `farpool.shared.connection.connect`.
+    """
+
+    job_class = Job
+
+    def __init__(
+        self,
+        name: str = "default",
+        connection: Redis | None = None,
+        *,
+        url: str | None = None,
+        **options: Any,
+    ) -> None:
+        if connection is None:
+            where = url_or_default(url)
+            if where is None:
+                raise ConfigError("no server: give connection=, url= or set FARPOOL_URL")
+            connection = connect(where)
+        super().__init__(name, connection=connection, **options)
+        self._broker = Broker(connection)
+        self._token = secrets.token_hex(6)
+        self._numbers = itertools.count()
+
+    def enqueue(self, f: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Job:
+        """Enqueue a call of `f`; takes every option of `rq.Queue.enqueue`.
+
+        Args:
+            f: a function, method, callable object, or the dotted name of one. What other
+                processes cannot import (of `__main__`, a lambda, ...) is sent by value.
+
+        Raises:
+            Exception: the arguments do not pickle.
+            ConfigError: the pickled call is larger than Redis takes.
+        """
+        plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
+        if not plain or self.serializer is not DefaultSerializer:
+            if not isinstance(f, str) and _needs_value(f):
+                positional = tuple(kwargs.pop("args", None) or args)
+                if "kwargs" in kwargs:
+                    kwargs.update(kwargs.pop("kwargs") or {})
+                args = (payload.dumps(f), *positional)
+                kwargs.setdefault("description", _describe(_name(f), positional, {}))
+                f = functions.BY_VALUE
+            return cast(Job, super().enqueue(f, *args, **kwargs))
+        options = {name: kwargs.pop(name) for name in _BULK_OPTIONS.intersection(kwargs)}
+        # Sessions of single jobs roll over, so that a long-lived queue's results can expire.
+        session = f"{self._token}{int(time.time() / RESULT_SECONDS):x}"
+        call = _Call(f)
+        job_id = f"{session}-{next(self._numbers)}"
+        description = options.pop("description", None) or call.describe(args, kwargs)
+        job = NewJob(job_id, call.data(args, kwargs), description)
+        self._push([job], Tag(session), options)
+        return self._made(job, options)
+
+    def enqueue_map(
+        self,
+        f: Callable[..., Any] | str,
+        iterable: Iterable[Any],
+        *,
+        star: bool = False,
+        **options: Any,
+    ) -> Group:
+        """Enqueue one job per item, in bulk.
+
+        Args:
+            f: as for `enqueue`.
+            iterable: one argument per job.
+            star: each item is a tuple of positional arguments instead.
+            options: `job_timeout`, `result_ttl`, `ttl`, `failure_ttl`, `description` and
+                `at_front`, as for `enqueue`, for every job.
+
+        Raises:
+            TypeError: an option that does not go with many jobs.
+            Exception: an argument does not pickle; nothing is enqueued then.
+        """
+        unknown = set(options) - _BULK_OPTIONS
+        if unknown:
+            raise TypeError(f"enqueue_map() takes no option {', '.join(sorted(unknown))}")
+        session = Session(self._broker)
+        call = _Call(f)
+        fixed = options.pop("description", None)
+        jobs = []
+        for item in iterable:
+            args = tuple(item) if star else (item,)
+            description = fixed or call.describe(args, {})
+            jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
+        self._push(jobs, Tag(session.id, announce=True), options, session.enqueue)
+        return Group(session, [job.id for job in jobs], self.connection)
+
+    def enqueue_many(
+        self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
+    ) -> list[Job]:
+        """Enqueue calls made with `Queue.prepare_data`; plain ones as fast as `enqueue_map`.
+
+        Raises:
+            Exception: an argument does not pickle; nothing is enqueued then.
+        """
+        datas = list(job_datas)
+        plain = pipeline is None and group_id is None and self._is_async
+        if not plain or not all(map(_is_plain, datas)):
+            return cast("list[Job]", super().enqueue_many(datas, pipeline, group_id))
+        session = Session(self._broker)
+        calls: dict[Any, _Call] = {}
+        made: list[Job] = []
+        for options, group in itertools.groupby(datas, _options):
+            jobs = []
+            for data in group:
+                call = calls.get(data.func) or calls.setdefault(data.func, _Call(data.func))
+                args, kwargs = tuple(data.args or ()), data.kwargs or {}
+                description = data.description or call.describe(args, kwargs)
+                jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
+            self._push(jobs, Tag(session.id), options)
+            made += [Job(job.id, connection=self.connection) for job in jobs]
+        return made
+
+    def _push(
+        self,
+        jobs: list[NewJob],
+        tag: Tag,
+        options: dict[str, Any],
+        enqueue: Callable[..., None] | None = None,
+    ) -> None:
+        for job in jobs:
+            if len(job.data) > MAX_PAYLOAD:
+                raise ConfigError(
+                    f"the call takes {len(job.data)} bytes pickled, more than the {MAX_PAYLOAD} "
+                    "that fit into Redis; pass the name of a file instead"
+                )
+        timeout = parse_timeout(options.get("job_timeout"))
+        if timeout == 0:
+            raise ValueError("0 timeout is not allowed. Use -1 for infinite timeout")
+        ttl = parse_timeout(options.get("ttl"))
+        if ttl is not None and ttl <= 0:
+            raise ValueError("Job ttl must be greater than 0")
+        (enqueue or self._broker.enqueue)(
+            self.name,
+            jobs,
+            tag,
+            timeout=timeout or self._default_timeout,
+            at_front=bool(options.get("at_front", False)),
+            ttl=ttl,
+            result_ttl=parse_timeout(options.get("result_ttl")),
+            failure_ttl=parse_timeout(options.get("failure_ttl")),
+        )
+
+    def _made(self, new: NewJob, options: dict[str, Any]) -> Job:
+        job = Job(new.id, connection=self.connection, serializer=self.serializer)
+        job.restore(
+            {
+                b"data": new.data,
+                b"description": new.description.encode(),
+                b"origin": self.name.encode(),
+                b"status": b"queued",
+                b"timeout": str(
+                    parse_timeout(options.get("job_timeout")) or self._default_timeout
+                ).encode(),
+            }
+        )
+        return job
+
+
+def _is_plain(data: EnqueueData) -> bool:
+    return not any(
+        (data.depends_on, data.job_id, data.meta, data.retry, data.on_success, data.on_failure,
+         data.on_stopped, data.repeat, data.webhooks)
+    )  # fmt: skip
+
+
+def _options(data: EnqueueData) -> dict[str, Any]:
+    options = {
+        "job_timeout": data.timeout, "result_ttl": data.result_ttl, "ttl": data.ttl,
+        "failure_ttl": data.failure_ttl, "at_front": data.at_front,
+    }  # fmt: skip
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class _Call:
+    """Encodes calls of one function as RQ job data."""
+
+    def __init__(self, function: Callable[..., Any] | str) -> None:
+        self._head: tuple[Any, ...] = ()
+        self._instance: object = None
+        if isinstance(function, str):
+            self._target = self.name = function
+        elif _needs_value(function):
+            self.name = _name(function)
+            self._target = functions.BY_VALUE
+            self._head = (payload.dumps(function),)
+        else:
+            self._target = self.name = cast(str, functions.name_of(function))
+
+    def data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        return payload.dumps((self._target, self._instance, (*self._head, *args), kwargs))
+
+    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return _describe(self.name, args, kwargs)
+
+
+def _needs_value(function: Callable[..., Any]) -> bool:
+    return functions.name_of(function) is None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
+def _describe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    shown = [_show(value) for value in args]
+    shown += [f"{key}={_show(value)}" for key, value in kwargs.items()]
+    return f"{name}({', '.join(shown)})"
+
+
+def _show(value: object) -> str:
+    return repr(value) if type(value) in (int, float, bool, type(None)) else reprlib.repr(value)

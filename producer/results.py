@@ -1,0 +1,138 @@
+"""What a Pool's methods return: results that come later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from farpool.shared import outcome, payload
+from farpool.shared.errors import TimeoutError
+
+Callback = Callable[[Any], object] | None
+
+
+class AsyncResult:
+    """The result of one call, as `multiprocessing.pool.AsyncResult`.
+
+    Args:
+        callback: called with the result once it is there, from a thread of the pool.
+        error_callback: called with the exception instead if the call failed.
+    """
+
+    def __init__(self, callback: Callback = None, error_callback: Callback = None) -> None:
+        self._event = threading.Event()
+        self._callback = callback
+        self._error_callback = error_callback
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def ready(self) -> bool:
+        """Return whether the call has completed."""
+        return self._event.is_set()
+
+    def successful(self) -> bool:
+        """Return whether the call completed without an exception.
+
+        Raises:
+            ValueError: it has not completed.
+        """
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._error is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call has completed, or `timeout` seconds have passed."""
+        self._event.wait(timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the result and return it.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+
+        Raises:
+            TimeoutError: the call has not completed in time (a multiprocessing.TimeoutError).
+            BaseException: what the task raised, its remote traceback as the cause.
+        """
+        if not self._event.wait(timeout):
+            raise TimeoutError(f"no result after {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _settle(self, value: Any, error: BaseException | None) -> None:
+        if self._event.is_set():
+            return
+        self._value, self._error = value, error
+        call = self._callback if error is None else self._error_callback
+        self._callback = self._error_callback = None
+        try:
+            if call is not None:
+                call(value if error is None else error)
+        finally:
+            self._event.set()
+
+    def _chunk_done(self, start: int, count: int, data: bytes) -> None:
+        """Take the outcome of a chunk of `count` items whose first is item `start`."""
+        try:
+            values, failures = _read(data)
+        except BaseException as error:
+            self._fail(error)
+            return
+        if failures:
+            self._settle(None, outcome.error(failures[0]))
+        else:
+            self._settle(values[0], None)
+
+    def _fail(self, error: BaseException) -> None:
+        """Complete with an exception, whatever is still missing."""
+        self._settle(None, error)
+
+
+class MapResult(AsyncResult):
+    """The results of a map, in order, as `multiprocessing.pool.MapResult`.
+
+    It completes once every chunk has ended; the exception that it raises then is that of the
+    first item, in order, that failed.
+
+    Args:
+        count: number of items.
+        chunks: number of chunks that they were cut into.
+    """
+
+    def __init__(
+        self, count: int, chunks: int, callback: Callback, error_callback: Callback
+    ) -> None:
+        super().__init__(callback, error_callback)
+        self._values: list[Any] = [None] * count
+        self._left = chunks
+        self._first_error: tuple[int, BaseException] | None = None
+        if chunks == 0:
+            self._settle([], None)
+
+    def _chunk_done(self, start: int, count: int, data: bytes) -> None:
+        try:
+            values, failures = _read(data)
+        except BaseException as error:
+            self._note(start, error)
+        else:
+            self._values[start : start + count] = values
+            if failures:
+                index = min(failures)
+                self._note(start + index, outcome.error(failures[index]))
+        self._left -= 1
+        if self._left == 0:
+            values, self._values = self._values, []
+            self._settle(values, self._first_error[1] if self._first_error else None)
+
+    def _note(self, index: int, error: BaseException) -> None:
+        if self._first_error is None or index < self._first_error[0]:
+            self._first_error = index, error
+
+
+def _read(data: bytes) -> tuple[list[Any], dict[int, bytes]]:
+    if outcome.is_error(data):
+        raise outcome.error(data)
+    values, failures = payload.loads(data[1:])
+    return values, failures

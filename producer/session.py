@@ -1,0 +1,180 @@
+"""A session: jobs of one producer whose outcomes come back through one hash and one stream."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rq.job import JobStatus
+from rq.results import Result
+
+from farpool.shared import keys, outcome
+from farpool.shared.broker import Broker, NewJob, Tag
+from farpool.shared.errors import RemoteError
+
+BLOCK_SECONDS = 5.0
+"""Longest that a call waits in the server, well inside the socket's timeout."""
+RECONCILE_SECONDS = 5.0
+"""How long an outcome may go unannounced before its job is looked at."""
+_SLICE = 1000
+
+
+def time_left(deadline: float, most: float) -> float:
+    """Return the seconds until monotonic time `deadline`, between 0 and `most`."""
+    return min(most, max(0.0, deadline - time.monotonic()))
+
+
+class Session:
+    """Follows the outcomes of jobs that were enqueued with this session in their tag.
+
+    Args:
+        broker: the server.
+        keep: leave outcomes on the server for others to read.
+        on_output: called with (host, pid, text) for what tasks with forwarded output print.
+
+    Raises:
+        RedisError: from every method that talks to the server; nothing is lost by calling again.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        keep: bool = True,
+        on_output: Callable[[str, int, str], None] | None = None,
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self._broker = broker
+        self._keep = keep
+        self._on_output = on_output
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._pending: dict[str, float] = {}
+        """Job id -> monotonic time when it was surely on the server; infinity until then."""
+        self._seen: dict[str, str] | None = None
+        self._reconcile_at = 0.0
+
+    def new_id(self) -> str:
+        """Return a job id that was never used."""
+        return f"{self.id}-{next(self._numbers)}"
+
+    @property
+    def pending(self) -> int:
+        """Number of jobs still waited for."""
+        return len(self._pending)
+
+    def enqueue(self, queue: str, jobs: Sequence[NewJob], tag: Tag, **options: Any) -> None:
+        """Enqueue jobs and wait for them too; may be called from another thread than `wait`.
+
+        Args:
+            options: see `Broker.enqueue`.
+        """
+        # Known before they are sent, because the first may end before the last is sent.
+        with self._lock:
+            self._pending.update((job.id, math.inf) for job in jobs)
+        try:
+            self._broker.enqueue(queue, jobs, tag, **options)
+        except BaseException:
+            self._forget(job.id for job in jobs)
+            raise
+        now = time.monotonic()
+        with self._lock:
+            self._pending.update((job.id, now) for job in jobs if job.id in self._pending)
+
+    def _forget(self, ids: Iterable[str]) -> None:
+        with self._lock:
+            for job_id in ids:
+                self._pending.pop(job_id, None)
+
+    def wait(self, timeout: float) -> list[tuple[str, bytes]]:
+        """Wait up to `timeout` seconds; returns (job id, outcome) of those that have ended."""
+        if self._seen is None:
+            done = keys.done(self.id)
+            self._seen = {done: self._broker.last_announcement(self.id)}
+            if self._on_output is not None:
+                self._seen[keys.output(self.id)] = "0-0"
+            with self._lock:
+                known = list(self._pending)
+            return self._collect(known)
+        if time.monotonic() >= self._reconcile_at:
+            found = self._reconcile()
+            if found:
+                return found
+        announced: list[str] = []
+        patience = min(timeout, BLOCK_SECONDS)
+        entries = self._broker.announcements(self._seen, patience) if patience > 0 else []
+        for stream, entry, fields in entries:
+            if b"ids" in fields:
+                announced += fields[b"ids"].decode().split()
+            elif self._on_output is not None:
+                text = fields[b"text"].decode("utf-8", "replace")
+                self._on_output(fields[b"host"].decode(), int(fields[b"pid"]), text)
+            self._seen[stream] = entry
+        return self._collect([job_id for job_id in announced if job_id in self._pending])
+
+    def _collect(self, ids: list[str]) -> list[tuple[str, bytes]]:
+        found = []
+        for at in range(0, len(ids), _SLICE):
+            part = ids[at : at + _SLICE]
+            outcomes = self._broker.outcomes(self.id, part)
+            found += [(i, data) for i, data in zip(part, outcomes, strict=True) if data is not None]
+        self._ended(found)
+        return found
+
+    def _ended(self, found: list[tuple[str, bytes]]) -> None:
+        if found:
+            ids = [job_id for job_id, _ in found]
+            self._forget(ids)
+            if not self._keep:
+                self._broker.forget_outcomes(self.id, ids)
+            self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
+
+    def _reconcile(self) -> list[tuple[str, bytes]]:
+        """Look at every job whose outcome is overdue, and at what RQ's own tools did with it."""
+        self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
+        overdue = time.monotonic() - RECONCILE_SECONDS
+        with self._lock:
+            pending = [job_id for job_id, sent in self._pending.items() if sent <= overdue]
+        found = self._collect(pending)
+        missing = [job_id for job_id in pending if job_id in self._pending]
+        statuses = self._broker.statuses(missing)
+        # An outcome that came between the two looks has a job that is gone.
+        found += self._collect([i for i in missing if statuses[i] is None])
+        elsewhere = [
+            (job_id, data)
+            for job_id in missing
+            if job_id in self._pending and (data := self._by_rq(job_id, statuses[job_id]))
+        ]
+        self._ended(elsewhere)
+        return found + elsewhere
+
+    def _by_rq(self, job_id: str, status: str | None) -> bytes | None:
+        if status in (JobStatus.FINISHED, JobStatus.FAILED):
+            entries = self._broker.announcements({keys.result_stream(job_id): "0-0"}, 0.001)
+            for _, entry, fields in reversed(entries):
+                return outcome_of_record(self._broker, job_id, entry, fields)
+        if status is None:
+            status = "deleted or has expired"
+        elif status not in (JobStatus.CANCELED, JobStatus.STOPPED):
+            return None
+        return outcome.of_error(RemoteError("farpool.NoResult", f"job {job_id} was {status}"))[0]
+
+
+def outcome_of_record(
+    broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]
+) -> bytes:
+    """Make an outcome of an entry in RQ's stream of a job's results, as a stock worker wrote it."""
+    result = Result.restore(job_id, entry, fields, connection=broker.client)
+    if result.type == Result.Type.SUCCESSFUL:
+        return outcome.of_result(result.return_value, main_by_value=True)[0]
+    return outcome.of_text(result.exc_string or f"job {job_id} failed")
+
+
+def deadline_of(timeout: float | None) -> float:
+    """Return the monotonic time after `timeout` seconds; infinity for None."""
+    return math.inf if timeout is None else time.monotonic() + timeout

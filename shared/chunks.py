@@ -1,0 +1,100 @@
+"""A chunk: several calls of one function that travel as one task."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from farpool.shared import functions, outcome, payload
+
+Kind = Literal["map", "star", "call"]
+"""How an item becomes arguments: f(item), f(*item), or f(*item[0], **item[1])."""
+RUN = f"{__name__}.run"
+Results = tuple[list[Any], dict[int, bytes]]
+"""Values in the order of the items, and error outcomes by index."""
+
+
+class Chunk:
+    """Encodes chunks of calls of one function as RQ job data.
+
+    Args:
+        function: what to call.
+        kind: how items become arguments.
+        setup: (pool id, pickled (initializer, initargs)) to run first in each process; or None.
+        main_by_value: see `payload.dumps`.
+
+    Raises:
+        Exception: the function does not pickle.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        kind: Kind,
+        setup: tuple[str, bytes] | None,
+        main_by_value: bool,
+    ) -> None:
+        self._function = payload.dumps(function, main_by_value=main_by_value)
+        self._kind = kind
+        self._setup = setup
+        self._main_by_value = main_by_value
+
+    def data(self, items: Iterable[Any]) -> bytes:
+        """Encode one chunk.
+
+        Raises:
+            Exception: an item does not pickle.
+        """
+        arguments = (self._setup, self._function, self._kind, self._main_by_value, list(items))
+        return payload.dumps((RUN, None, arguments, {}), main_by_value=self._main_by_value)
+
+
+_set_up: set[str] = set()
+
+
+def run(
+    setup: tuple[str, bytes] | None,
+    function: bytes,
+    kind: Kind,
+    main_by_value: bool,
+    items: list[Any],
+) -> Results:
+    """Call the function for each item, in a child process; one item's failure stops no other.
+
+    Raises:
+        Exception: the function cannot be loaded here, or the initializer failed.
+    """
+    if setup is not None and setup[0] not in _set_up:
+        initializer, arguments = payload.loads(setup[1])
+        initializer(*arguments)
+        _set_up.add(setup[0])
+    call = _caller(functions.unpack(function), kind)
+    values: list[Any] = []
+    failures: dict[int, bytes] = {}
+    remaining = iter(items)
+    while len(values) < len(items):
+        try:
+            for item in remaining:
+                values.append(call(item))
+        except BaseException as error:
+            if error.__traceback__ is not None:
+                error.__traceback__ = error.__traceback__.tb_next
+            failures[len(values)] = outcome.of_error(error, main_by_value=main_by_value)[0]
+            values.append(None)
+    return values, failures
+
+
+def _caller(function: Callable[..., Any], kind: Kind) -> Callable[[Any], Any]:
+    if inspect.iscoroutinefunction(function):
+        coroutine = function
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return asyncio.run(coroutine(*args, **kwargs))
+
+    if kind == "map":
+        return function
+    if kind == "star":
+        return lambda item: function(*item)
+    return lambda item: function(*item[0], **item[1])

@@ -1,0 +1,85 @@
+"""Where an embedded server lives: its private directory, socket and data directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from farpool.shared.errors import ConfigError, ServerUnavailableError
+
+SOCKET_NAME = "server.sock"
+SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+"""The longest path that the system's `sockaddr_un` holds."""
+LOCK_SECONDS = 1.0
+"""How long a server whose owner has just died may take to let go of its data directory."""
+POLL_SECONDS = 0.005
+
+
+def private_directory() -> Path:
+    """Make a directory that only this user may enter, with room in its path for a socket's."""
+    directory = Path(tempfile.mkdtemp(prefix="farpool-"))
+    if fits_a_socket(directory / SOCKET_NAME):
+        return directory
+    directory.rmdir()
+    return Path(tempfile.mkdtemp(prefix="farpool-", dir="/tmp"))
+
+
+def fits_a_socket(path: Path) -> bool:
+    """Tell whether the system can bind a unix socket to a path of this length."""
+    return len(os.fsencode(path)) <= SOCKET_PATH_BYTES
+
+
+def check_socket_is_free(path: Path) -> None:
+    """Make sure that the server, which replaces whatever has this path, takes it from nobody.
+
+    Raises:
+        ConfigError: the path cannot be used, or is that of another kind of file.
+        ServerUnavailableError: somebody listens there.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            if path.exists() and not path.is_socket():
+                raise ConfigError(f"the socket's path is taken by something else: {path}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot use the socket's path {path}: {error.strerror}") from None
+        else:
+            raise ServerUnavailableError(f"another server answers at {path}")
+
+
+@contextlib.contextmanager
+def locked(data: Path) -> Iterator[int]:
+    """Lock the data directory, as two servers would ruin each other's append-only file.
+
+    The descriptor is to be inherited by the server, so that the lock lasts as long as it does.
+
+    Raises:
+        ConfigError: there is no such directory to be had.
+        ServerUnavailableError: another server has it.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(f"cannot keep data in {data}: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServerUnavailableError(f"another server keeps data in {data}") from None
+                time.sleep(POLL_SECONDS)
+        yield descriptor
+    finally:
+        os.close(descriptor)
