@@ -194,7 +194,8 @@ def result(job_id: str, url: str | None, wait: bool, timeout: float | None) -> N
     """Print the result of a job; exit status 1 if it failed, 2 if it has not ended."""
     client = connection.connect(_require(url))
     try:
-        job = farpool.Job.fetch(job_id, connection=client)
+        job: Any = farpool.Job(job_id, connection=client)
+        job.refresh()
     except Exception as error:
         raise click.ClickException(f"no such job: {job_id} ({error})") from None
     status = job.get_status(refresh=False)

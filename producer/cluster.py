@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 from farpool.producer.backend import Resolve, Submission
 from farpool.producer.session import BLOCK_SECONDS, Session
 from farpool.shared import payload
-from farpool.shared.broker import Broker, NewJob, Tag
+from farpool.shared.broker import Broker
 from farpool.shared.connection import connect
+from farpool.shared.jobs import NewJob, Tag
 
 log = logging.getLogger("farpool.pool")
 
@@ -54,7 +55,7 @@ class ClusterBackend:
         self._session = Session(
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
-        self.setup = None
+        self.setup: tuple[str, bytes] | None = None
         if initializer is not None:
             self.setup = self._session.id, payload.dumps((initializer, tuple(initargs)))
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1

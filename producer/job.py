@@ -11,7 +11,7 @@ from rq.results import Result
 
 from farpool.producer.session import BLOCK_SECONDS, deadline_of, time_left
 from farpool.shared import keys, outcome
-from farpool.shared.broker import Broker, Tag
+from farpool.shared.broker import Broker
 from farpool.shared.errors import RemoteError, TimeoutError
 
 
@@ -55,18 +55,17 @@ class Job(RQJob):
 
     def _check_alive(self) -> None:
         """Raise if no result can come any more."""
-        stored = self.connection.hget(self.key, "status")
-        status = stored.decode() if stored else "deleted or has expired"
-        if stored and status not in (JobStatus.CANCELED, JobStatus.STOPPED):
+        status = Broker(self.connection).statuses([self.id])[self.id]
+        if status and status not in (JobStatus.CANCELED, JobStatus.STOPPED):
             return
         if self._ended_within(0) is None:
-            raise RemoteError("farpool.NoResult", f"job {self.id} was {status}")
+            raise RemoteError("farpool.NoResult", f"job {self.id} was {status or 'deleted'}")
 
     def _error(self, result: Result) -> BaseException:
-        stored = self.connection.hget(self.key, "farpool")
-        tag = Tag.decode(stored.decode()) if stored else Tag()
-        if tag.session:
-            (found,) = Broker(self.connection).outcomes(tag.session, [self.id])
+        broker = Broker(self.connection)
+        session = broker.tag(self.id).session
+        if session:
+            (found,) = broker.outcomes(session, [self.id])
             if found is not None and outcome.is_error(found):
                 return outcome.error(found)
         return outcome.error(outcome.of_text(result.exc_string or f"job {self.id} failed"))

@@ -32,7 +32,7 @@ class LocalBackend:
         context: a multiprocessing context; the forkserver by default.
     """
 
-    setup = None
+    setup: tuple[str, bytes] | None = None
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """`multiprocessing.Pool`, on local processes or on the nodes of a Redis server.
 
-    Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, MapResult
+Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, MapResult
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class Pool:
     def __del__(self) -> None:
         """Warn of a pool that was never closed."""
         if getattr(self, "_state", _TERMINATE) == _RUN:
-            warnings.warn(f"unclosed running pool {self!r}", ResourceWarning, source=self)
+            warnings.warn(f"unclosed running pool {self!r}", ResourceWarning, 2, source=self)
             self.terminate()
 
 

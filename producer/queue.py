@@ -19,9 +19,10 @@ from farpool.producer.group import Group
 from farpool.producer.job import Job
 from farpool.producer.session import Session
 from farpool.shared import functions, payload
-from farpool.shared.broker import RESULT_SECONDS, Broker, NewJob, Tag
+from farpool.shared.broker import RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
 from farpool.shared.errors import ConfigError
+from farpool.shared.jobs import NewJob, Tag
 
 MAX_PAYLOAD = 500 * 1024 * 1024
 """Largest pickled call in bytes; Redis refuses a string of 512 MB."""
@@ -86,7 +87,7 @@ class Queue(RQQueue):
                 args = (payload.dumps(f), *positional)
                 kwargs.setdefault("description", _describe(_name(f), positional, {}))
                 f = functions.BY_VALUE
-            return cast(Job, super().enqueue(f, *args, **kwargs))
+            return cast(Job, super().enqueue(cast(Any, f), *args, **kwargs))
         options = {name: kwargs.pop(name) for name in _BULK_OPTIONS.intersection(kwargs)}
         # Sessions of single jobs roll over, so that a long-lived queue's results can expire.
         session = f"{self._token}{int(time.time() / RESULT_SECONDS):x}"
@@ -134,7 +135,7 @@ class Queue(RQQueue):
 
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
-    ) -> list[Job]:
+    ) -> list[Any]:
         """Enqueue calls made with `Queue.prepare_data`; plain ones as fast as `enqueue_map`.
 
         Raises:
@@ -143,7 +144,7 @@ class Queue(RQQueue):
         datas = list(job_datas)
         plain = pipeline is None and group_id is None and self._is_async
         if not plain or not all(map(_is_plain, datas)):
-            return cast("list[Job]", super().enqueue_many(datas, pipeline, group_id))
+            return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
         calls: dict[Any, _Call] = {}
         made: list[Job] = []

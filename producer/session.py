@@ -14,8 +14,9 @@ from rq.job import JobStatus
 from rq.results import Result
 
 from farpool.shared import keys, outcome
-from farpool.shared.broker import Broker, NewJob, Tag
+from farpool.shared.broker import Broker
 from farpool.shared.errors import RemoteError
+from farpool.shared.jobs import NewJob, Tag
 
 BLOCK_SECONDS = 5.0
 """Longest that a call waits in the server, well inside the socket's timeout."""
@@ -165,9 +166,7 @@ class Session:
         return outcome.of_error(RemoteError("farpool.NoResult", f"job {job_id} was {status}"))[0]
 
 
-def outcome_of_record(
-    broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]
-) -> bytes:
+def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]) -> bytes:
     """Make an outcome of an entry in RQ's stream of a job's results, as a stock worker wrote it."""
     result = Result.restore(job_id, entry, fields, connection=broker.client)
     if result.type == Result.Type.SUCCESSFUL:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.resources import files
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, cast
 
 from redis import Redis
 from redis.commands.core import Script
-from redis.exceptions import NoScriptError, ResponseError
 
 from farpool.shared import keys
-
-T = TypeVar("T")
+from farpool.shared.call import Call
+from farpool.shared.jobs import Claim, Completion, NewJob, Tag, claim_of, iso
 
 RESULT_SECONDS = 500
 """How long results are kept where nobody says otherwise; RQ's own default."""
@@ -27,125 +25,6 @@ ABANDONED_SECONDS = 90
 beyond the lease, so that a node's janitor always comes first."""
 _ENQUEUE_BATCH = 500
 _OUTPUT_LINES = 10_000
-
-
-@dataclass(frozen=True)
-class Tag:
-    """What a producer of ours adds to a job (its field `farpool`): where results go.
-
-    Attributes:
-        session: names the results hash; empty for RQ's own jobs.
-        announce: tell the session's done stream.
-        chunk: part of a map, which leaves no records in RQ's registries.
-        output: send what the task prints to the session's output stream.
-    """
-
-    session: str = ""
-    announce: bool = False
-    chunk: bool = False
-    output: bool = False
-
-    def encode(self) -> str:
-        """Return the text of the job's field."""
-        flags = zip("dco", (self.announce, self.chunk, self.output), strict=True)
-        return f"{self.session} {''.join(flag for flag, on in flags if on)}"
-
-    @classmethod
-    def decode(cls, text: str) -> Tag:
-        """Read the text of the job's field; anything else than `encode` wrote gives no session."""
-        session, _, flags = text.partition(" ")
-        return cls(session, "d" in flags, "c" in flags, "o" in flags)
-
-
-class NewJob(NamedTuple):
-    """A job to enqueue: `data` is RQ's pickled (function name, instance, args, kwargs)."""
-
-    id: str
-    data: bytes
-    description: str
-
-
-class Claim(NamedTuple):
-    """A job that a node holds, as read from its hash; texts are empty where RQ has none."""
-
-    id: str
-    execution: str
-    queue: str
-    data: bytes
-    timeout: str
-    result_ttl: str
-    failure_ttl: str
-    description: str
-    tag: Tag
-    lifecycle: bool
-
-
-class Completion(NamedTuple):
-    """What became of a claimed job; see scripts/complete.lua."""
-
-    id: str
-    execution: str
-    queue: str
-    how: str
-    started: float
-    ended: float
-    ttl: str
-    tag: Tag
-    outcome: bytes
-    record: bytes
-
-
-class Call(Generic[T]):
-    """A script call on its way, so that the caller can work while the server does.
-
-    Args:
-        client: where to take a connection from.
-        script: what to call.
-        read: makes the result of the server's reply.
-    """
-
-    def __init__(
-        self,
-        client: Redis,
-        script: Script,
-        names: Sequence[str],
-        args: Sequence[Any],
-        read: Callable[[Any], T],
-    ) -> None:
-        self._client = client
-        self._again = lambda: script(names, args)
-        self._read = read
-        self._connection = client.connection_pool.get_connection()
-        try:
-            self._connection.send_command("EVALSHA", script.sha, len(names), *names, *args)
-        except BaseException:
-            self._release(broken=True)
-            raise
-
-    def _release(self, *, broken: bool = False) -> None:
-        if broken:
-            self._connection.disconnect()
-        self._client.connection_pool.release(self._connection)
-
-    def result(self) -> T:
-        """Wait for the server's reply and return what it says; call once.
-
-        Raises:
-            RedisError: the server did not answer, or refused.
-        """
-        try:
-            reply = self._connection.read_response()
-        except NoScriptError:
-            self._release()
-            return self._read(self._again())
-        except ResponseError:
-            self._release()
-            raise
-        except BaseException:
-            self._release(broken=True)
-            raise
-        self._release()
-        return self._read(reply)
 
 
 class NotRegisteredError(Exception):
@@ -164,7 +43,7 @@ class Broker:
 
     def _script(self, name: str) -> Script:
         text = files("farpool.shared").joinpath("scripts", f"{name}.lua").read_text()
-        return cast(Script, self.client.register_script(text))
+        return self.client.register_script(text)
 
     # --- producers -------------------------------------------------------------------------
 
@@ -220,13 +99,19 @@ class Broker:
                 pipe.unlink(keys.job(job_id))
             pipe.execute()
 
+    def tag(self, job_id: str) -> Tag:
+        """Return what its producer added to a job; an empty tag for RQ's own."""
+        stored = cast("bytes | None", self.client.hget(keys.job(job_id), "farpool"))
+        return Tag.decode(stored.decode()) if stored else Tag()
+
     def statuses(self, ids: Sequence[str]) -> dict[str, str | None]:
         """Return RQ's status of each job; None for those that are gone."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hget(keys.job(job_id), "status")
             found = pipe.execute()
-        return {i: status.decode() if status else None for i, status in zip(ids, found, strict=True)}
+        texts = (status.decode() if status else None for status in found)
+        return dict(zip(ids, texts, strict=True))
 
     def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
         """Return the outcomes of jobs of a session, None where there is none (yet)."""
@@ -256,9 +141,7 @@ class Broker:
         Returns:
             One (stream, entry id, fields) for each new entry.
         """
-        reply = cast(
-            Any, self.client.xread(cast(Any, streams), block=max(1, int(timeout * 1000)))
-        )
+        reply = cast(Any, self.client.xread(cast(Any, streams), block=max(1, int(timeout * 1000))))
         items = reply.items() if isinstance(reply, dict) else reply or ()
         found = []
         for name, entries in items:
@@ -316,7 +199,7 @@ class Broker:
         def read(reply: list[Any]) -> list[Claim] | None:
             if reply[0] == -1:
                 raise NotRegisteredError(node)
-            return [_claim_of(job) for job in reply[1:]] if reply[0] else None
+            return [claim_of(job) for job in reply[1:]] if reply[0] else None
 
         return Call(self.client, self._claim, names, args, read)
 
@@ -341,9 +224,7 @@ class Broker:
     def _complete(self) -> Script:
         return self._script("complete")
 
-    def complete(
-        self, node: str, completions: Sequence[Completion]
-    ) -> Call[tuple[int, list[str]]]:
+    def complete(self, node: str, completions: Sequence[Completion]) -> Call[tuple[int, list[str]]]:
         """Record what became of claimed jobs, at most 1,000; the first completion of a job wins.
 
         Returns:
@@ -406,9 +287,7 @@ class Broker:
             return None
         released, *jobs = rest
         blank = [b""] * 5
-        return released, [
-            _claim_of([*job[:3], *blank, job[3], b""]) for job in jobs
-        ]
+        return released, [claim_of([*job[:3], *blank, job[3], b""]) for job in jobs]
 
     @cached_property
     def _heartbeat(self) -> Script:
@@ -463,9 +342,7 @@ class Broker:
         with self.client.pipeline(transaction=False) as pipe:
             for session, host, pid, text in lines:
                 key = keys.output(session)
-                pipe.xadd(
-                    key, {"host": host, "pid": pid, "text": text}, maxlen=_OUTPUT_LINES
-                )
+                pipe.xadd(key, {"host": host, "pid": pid, "text": text}, maxlen=_OUTPUT_LINES)
                 pipe.expire(key, RESULT_SECONDS)
             pipe.execute()
 
@@ -476,29 +353,5 @@ class Broker:
         return self.client.blmove(key, key, cast(int, timeout), "LEFT", "LEFT") is not None
 
     def _now(self) -> float:
-        seconds, micros = cast("tuple[int, int]", self.client.time())
+        seconds, micros = self.client.time()
         return seconds + micros / 1e6
-
-
-def _claim_of(fields: Sequence[bytes]) -> Claim:
-    job_id, execution, queue, data, timeout, result_ttl, failure_ttl = fields[:7]
-    description, tag, lifecycle = fields[7:]
-    return Claim(
-        job_id.decode(), execution.decode(), queue.decode(), data, timeout.decode(),
-        result_ttl.decode(), failure_ttl.decode(), description.decode("utf-8", "replace"),
-        Tag.decode(tag.decode()), bool(lifecycle),
-    )  # fmt: skip
-
-
-_second = (0, "")
-
-
-def iso(epoch: float) -> str:
-    """Write a time (seconds since the epoch) as RQ does in jobs and workers."""
-    global _second
-    whole = int(epoch)
-    known, text = _second
-    if whole != known:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-        _second = whole, text
-    return f"{text}.{int((epoch - whole) * 1e6):06d}Z"

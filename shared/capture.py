@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable
+from typing import BinaryIO, TextIO, cast
 
 
-class _Stream(io.TextIOBase):
+class _Stream:
     """Stands in for sys.stdout or sys.stderr; passes on to `original` unless there is a sink."""
 
     def __init__(self, original: TextIO) -> None:
@@ -20,6 +19,10 @@ class _Stream(io.TextIOBase):
             return self._original.write(text)
         self.sink(text)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         self._original.flush()
@@ -42,8 +45,8 @@ class _Stream(io.TextIOBase):
         return self._original.errors
 
     @property
-    def buffer(self) -> io.BufferedIOBase:
-        return self._original.buffer  # type: ignore[return-value]
+    def buffer(self) -> BinaryIO:
+        return self._original.buffer
 
 
 class Capture:
@@ -56,8 +59,9 @@ class Capture:
 
     def install(self) -> None:
         """Replace sys.stdout and sys.stderr; call once, before `start`."""
-        sys.stdout, sys.stderr = streams = _Stream(sys.stdout), _Stream(sys.stderr)
-        self._streams = list(streams)
+        out, err = _Stream(sys.stdout), _Stream(sys.stderr)
+        self._streams = [out, err]
+        sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
 
     def start(self, sink: Callable[[str], None]) -> None:
         """Send whole lines to `sink` from now on, instead of to the terminal."""

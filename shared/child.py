@@ -185,5 +185,3 @@ def main(sock: socket.socket, marks: Any, config: ChildConfig) -> None:
     isolation.enter()
     Child(sock, marks, config).main()
     sock.close()
-
-

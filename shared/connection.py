@@ -96,9 +96,7 @@ def translated_errors(url: str) -> Iterator[None]:
         raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
         if "Protocol" in str(error):
-            raise UnsupportedServerError(
-                f"what answers at {where} is not a Redis server"
-            ) from None
+            raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
         raise ServerUnavailableError(
             f"no server answers at {where} ({error}); start one with 'farpool server', or give "
             "another --url"

@@ -30,7 +30,8 @@ class CurrentJob(Job):
         if name.startswith("__") or "connection" in self.__dict__:
             raise AttributeError(name)
         super().__init__(self._id, connection=connection(self._url))
-        self.refresh()
+        job: Any = self
+        job.refresh()
         return getattr(self, name)
 
 

@@ -68,9 +68,7 @@ class Dispatcher:
         context: a multiprocessing context; the forkserver by default.
     """
 
-    def __init__(
-        self, size: int, config: ChildConfig, context: BaseContext | None = None
-    ) -> None:
+    def __init__(self, size: int, config: ChildConfig, context: BaseContext | None = None) -> None:
         self.pool = ProcessPool(size, config, context)
         self.scheduler = Scheduler()
         self._max_tasks = config.max_tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import multiprocessing
 
 
@@ -33,7 +34,7 @@ class PayloadError(FarpoolError):
     """A payload from Redis or a pipe is not one that farpool can read."""
 
 
-class TimeoutError(FarpoolError, multiprocessing.TimeoutError, TimeoutError):
+class TimeoutError(FarpoolError, multiprocessing.TimeoutError, builtins.TimeoutError):
     """A result was not ready in time; also a `multiprocessing.TimeoutError`."""
 
 

@@ -6,7 +6,9 @@ that with a hash tag as prefix all keys of one installation share a cluster slot
 
 from __future__ import annotations
 
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
+from rq.defaults import RQ_KEY_PREFIX
+
+PREFIX = RQ_KEY_PREFIX
 
 QUEUES = f"{PREFIX}:queues"
 SUSPENDED = f"{PREFIX}:suspended"

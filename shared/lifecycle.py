@@ -20,9 +20,7 @@ from farpool.shared.current_job import connection
 
 @contextlib.contextmanager
 def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
-    worker = SimpleWorker(
-        queues, name=node, connection=connection(url), prepare_for_work=False
-    )
+    worker = SimpleWorker(queues, name=node, connection=connection(url), prepare_for_work=False)
     try:
         yield worker
     finally:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
+from multiprocessing import pool
 from typing import Any
 
 from farpool.shared import payload
 from farpool.shared.errors import PayloadError, RemoteError
+
+# Public by CPython's documentation and tests, but not in the type stubs.
+_MaybeEncodingError: type[Exception] = vars(pool)["MaybeEncodingError"]
+_RemoteTraceback: type[Exception] = vars(pool)["RemoteTraceback"]
 
 RESULT = b"R"
 ERROR = b"E"
@@ -30,7 +34,7 @@ def of_result(value: object, *, main_by_value: bool) -> tuple[bytes, str]:
     try:
         return RESULT + payload.dumps_result(value, main_by_value=main_by_value), ""
     except Exception as error:
-        return of_error(MaybeEncodingError(error, value), main_by_value=main_by_value)
+        return of_error(_MaybeEncodingError(error, value), main_by_value=main_by_value)
 
 
 def of_error(error: BaseException, *, main_by_value: bool = True) -> tuple[bytes, str]:
@@ -101,4 +105,4 @@ def error(data: bytes) -> BaseException:
 
 def remote_traceback(text: str) -> BaseException:
     """Return what multiprocessing puts as the cause of a task's exception."""
-    return RemoteTraceback(f'\n"""\n{text}"""')
+    return _RemoteTraceback(f'\n"""\n{text}"""')

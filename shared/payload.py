@@ -34,9 +34,14 @@ def dumps(obj: object, *, main_by_value: bool = True) -> bytes:
     try:
         data = pickle.dumps(obj, PROTOCOL)
     except Exception:
-        return cloudpickle.dumps(obj, PROTOCOL)
+        return _by_value(obj)
     if main_by_value and _MAIN in data:
-        return cloudpickle.dumps(obj, PROTOCOL)
+        return _by_value(obj)
+    return data
+
+
+def _by_value(obj: object) -> bytes:
+    data: bytes = cloudpickle.dumps(obj, PROTOCOL)
     return data
 
 
@@ -45,7 +50,8 @@ class _MainByValue(cloudpickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType | type) and obj.__module__ == "__main__":
-            return super().reducer_override(obj)
+            reduce: Any = super().reducer_override
+            return reduce(obj)
         return NotImplemented
 
 
@@ -65,7 +71,8 @@ def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
         if not main_by_value:
             raise
     buffer = io.BytesIO()
-    _MainByValue(buffer, PROTOCOL).dump(obj)
+    pickler: Any = _MainByValue
+    pickler(buffer, PROTOCOL).dump(obj)
     return buffer.getvalue()
 
 

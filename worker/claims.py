@@ -8,7 +8,9 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from farpool.shared import frames
-from farpool.shared.broker import Broker, Call, Claim, Tag
+from farpool.shared.broker import Broker
+from farpool.shared.call import Call
+from farpool.shared.jobs import Claim, Tag
 
 ANNOUNCE_SECONDS = 0.05
 """A job is marked started in Redis once it has run this long; shorter ones never need to be."""
@@ -133,9 +135,7 @@ class Claims:
 
     def give_back_crashed(self, claims: Sequence[Claim]) -> set[str]:
         """Hand back jobs that cost a process each; returns the ids that have no attempt left."""
-        return self._broker.release(
-            self._node, claims, lost=True, max_attempts=self._max_attempts
-        )
+        return self._broker.release(self._node, claims, lost=True, max_attempts=self._max_attempts)
 
     def _release(self, claims: Sequence[Claim]) -> None:
         if claims:

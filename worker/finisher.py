@@ -8,9 +8,11 @@ import time
 import zlib
 
 from farpool.shared import outcome
-from farpool.shared.broker import Broker, Call, Claim, Completion
+from farpool.shared.broker import Broker
+from farpool.shared.call import Call
 from farpool.shared.dispatcher import Crashed, Done, Printed
 from farpool.shared.errors import FarpoolError, WorkerLostError
+from farpool.shared.jobs import Claim, Completion
 
 BATCH = 256
 BATCH_SECONDS = 0.002
@@ -162,5 +164,3 @@ class Finisher:
 def _error(error: Exception) -> tuple[bytes, bytes]:
     body, text = outcome.of_error(error)
     return body, text.encode()
-
-

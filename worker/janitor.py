@@ -23,8 +23,6 @@ def recover_lost_nodes(broker: Broker, node: str, finisher: Finisher, max_attemp
         if recovered is None:
             continue
         released, exhausted = recovered
-        log.warning(
-            "node %s is lost: %d jobs put back, %d failed", lost, released, len(exhausted)
-        )
+        log.warning("node %s is lost: %d jobs put back, %d failed", lost, released, len(exhausted))
         for claim in exhausted:
             finisher.lost(claim, f"the node {lost} that ran the task was lost", max_attempts)

@@ -20,11 +20,12 @@ from types import FrameType
 from redis.exceptions import RedisError
 
 from farpool.shared import outcome
-from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS, Broker, Claim, NotRegisteredError
+from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS, Broker, NotRegisteredError
 from farpool.shared.child import ChildConfig
 from farpool.shared.connection import connect
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed
 from farpool.shared.errors import StartError
+from farpool.shared.jobs import Claim
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.finisher import Finisher
 from farpool.worker.janitor import recover_lost_nodes

@@ -10,8 +10,9 @@ from rq import SimpleWorker
 from rq.worker import WorkerStatus
 
 from farpool.shared import keys
-from farpool.shared.broker import Broker, Claim, NotRegisteredError
+from farpool.shared.broker import Broker, NotRegisteredError
 from farpool.shared.errors import ConfigError
+from farpool.shared.jobs import Claim
 
 
 class Registration:

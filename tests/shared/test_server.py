@@ -149,10 +149,13 @@ def test_two_servers_do_not_share_a_data_directory(tmp_path: Path) -> None:
         EmbeddedServer(data=tmp_path).start()
 
 
-def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+def test_a_data_directory_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file = tmp_path / "file"
+    file.touch()
     with pytest.raises(ConfigError, match="cannot keep data in"):
-        EmbeddedServer(data=tmp_path / "file").start()
+        EmbeddedServer(data=file).start()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_port_that_is_taken_by_another_server(capfd: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +255,9 @@ def test_the_terminals_interrupt_passes_the_server_by() -> None:
         assert process.stdout is not None
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
-        assert listens(port)
+        with client_of(f"redis://127.0.0.1:{port}") as client:
+            # The server looks at its signals ten times a second, so it has to last a little.
+            assert client.blpop("nothing", 0.5) is None
 
 
 def fake_binary(path: Path, version: str) -> Path:

@@ -1,0 +1,65 @@
+"""Script calls whose replies are read later, so that a node works while the server does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from redis import Redis
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError, ResponseError
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """A script call on its way, so that the caller can work while the server does.
+
+    Args:
+        client: where to take a connection from.
+        script: what to call.
+        read: makes the result of the server's reply.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        script: Script,
+        names: Sequence[str],
+        args: Sequence[Any],
+        read: Callable[[Any], T],
+    ) -> None:
+        self._client = client
+        self._again = lambda: script(names, args)
+        self._read = read
+        self._connection: Any = client.connection_pool.get_connection()
+        try:
+            self._connection.send_command("EVALSHA", script.sha, len(names), *names, *args)
+        except BaseException:
+            self._release(broken=True)
+            raise
+
+    def _release(self, *, broken: bool = False) -> None:
+        if broken:
+            self._connection.disconnect()
+        self._client.connection_pool.release(self._connection)
+
+    def result(self) -> T:
+        """Wait for the server's reply and return what it says; call once.
+
+        Raises:
+            RedisError: the server did not answer, or refused.
+        """
+        try:
+            reply = self._connection.read_response()
+        except NoScriptError:
+            self._release()
+            return self._read(self._again())
+        except ResponseError:
+            self._release()
+            raise
+        except BaseException:
+            self._release(broken=True)
+            raise
+        self._release()
+        return self._read(reply)

@@ -1,0 +1,99 @@
+"""What travels between producers, Redis and nodes: jobs as records of plain bytes and texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a producer of ours adds to a job (its field `farpool`): where results go.
+
+    Attributes:
+        session: names the results hash; empty for RQ's own jobs.
+        announce: tell the session's done stream.
+        chunk: part of a map, which leaves no records in RQ's registries.
+        output: send what the task prints to the session's output stream.
+    """
+
+    session: str = ""
+    announce: bool = False
+    chunk: bool = False
+    output: bool = False
+
+    def encode(self) -> str:
+        """Return the text of the job's field."""
+        flags = zip("dco", (self.announce, self.chunk, self.output), strict=True)
+        return f"{self.session} {''.join(flag for flag, on in flags if on)}"
+
+    @classmethod
+    def decode(cls, text: str) -> Tag:
+        """Read the text of the job's field; anything else than `encode` wrote gives no session."""
+        session, _, flags = text.partition(" ")
+        return cls(session, "d" in flags, "c" in flags, "o" in flags)
+
+
+class NewJob(NamedTuple):
+    """A job to enqueue: `data` is RQ's pickled (function name, instance, args, kwargs)."""
+
+    id: str
+    data: bytes
+    description: str
+
+
+class Claim(NamedTuple):
+    """A job that a node holds, as read from its hash; texts are empty where RQ has none."""
+
+    id: str
+    execution: str
+    queue: str
+    data: bytes
+    timeout: str
+    result_ttl: str
+    failure_ttl: str
+    description: str
+    tag: Tag
+    lifecycle: bool
+
+
+class Completion(NamedTuple):
+    """What became of a claimed job; see scripts/complete.lua."""
+
+    id: str
+    execution: str
+    queue: str
+    how: str
+    started: float
+    ended: float
+    ttl: str
+    tag: Tag
+    outcome: bytes
+    record: bytes
+
+
+def claim_of(fields: Sequence[bytes]) -> Claim:
+    """Read a claim from the fields that scripts/claim.lua returns for a job."""
+    job_id, execution, queue, data, timeout, result_ttl, failure_ttl = fields[:7]
+    description, tag, lifecycle = fields[7:]
+    return Claim(
+        job_id.decode(), execution.decode(), queue.decode(), data, timeout.decode(),
+        result_ttl.decode(), failure_ttl.decode(), description.decode("utf-8", "replace"),
+        Tag.decode(tag.decode()), bool(lifecycle),
+    )  # fmt: skip
+
+
+_second = (0, "")
+
+
+def iso(epoch: float) -> str:
+    """Write a time (seconds since the epoch) as RQ does in jobs and workers."""
+    global _second
+    whole = int(epoch)
+    known, text = _second
+    if whole != known:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+        _second = whole, text
+    return f"{text}.{int((epoch - whole) * 1e6):06d}Z"
