@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from redis import Redis
-from redis.commands.core import Script
 from redis.exceptions import NoScriptError, ResponseError
 
 T = TypeVar("T")
@@ -17,14 +16,14 @@ class Call(Generic[T]):
 
     Args:
         client: where to take a connection from.
-        script: what to call.
+        script: a redis-py Script.
         read: makes the result of the server's reply.
     """
 
     def __init__(
         self,
         client: Redis,
-        script: Script,
+        script: Any,
         names: Sequence[str],
         args: Sequence[Any],
         read: Callable[[Any], T],

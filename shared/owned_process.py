@@ -62,7 +62,7 @@ class OwnedProcess:
                 stderr=output,
                 pass_fds=keep_open,
                 umask=0o077,
-                start_new_session=False,
+                start_new_session=True,
             )
         except BaseException:
             self._let_go()
