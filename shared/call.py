@@ -29,7 +29,7 @@ class Call(Generic[T]):
         read: Callable[[Any], T],
     ) -> None:
         self._client = client
-        self._again = lambda: script(names, args)
+        self._again: Callable[[], Any] = lambda: script(names, args)
         self._read = read
         self._connection: Any = client.connection_pool.get_connection()
         try:

@@ -24,8 +24,8 @@ OWNER = """
 import os, signal, sys
 from farpool.shared.server import EmbeddedServer
 with EmbeddedServer(port=int(sys.argv[1])) as server:
-    print(server.pid, server.process.args[4], flush=True)
     try:
+        print(server.process.args[4], flush=True)
         {then}
     except KeyboardInterrupt:
         os.kill(server.pid, 0)
@@ -60,7 +60,7 @@ def owner(port: int, then: str = "signal.pause()") -> Iterator[tuple[subprocess.
     ) as process:
         try:
             assert process.stdout is not None
-            yield process, Path(process.stdout.readline().split()[1])
+            yield process, Path(process.stdout.readline().rstrip())
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -1,0 +1,92 @@
+"""Fixtures: one real server per test session, real nodes, and a check that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from farpool.shared.connection import URL_VARIABLE, connect
+from farpool.shared.server import EmbeddedServer
+from tests.support.nodes import NodeProcess
+from tests.support.waiting import wait_for
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[EmbeddedServer]:
+    """One server for the whole run, on a unix socket."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def url(embedded: EmbeddedServer) -> Iterator[str]:
+    """Url of a server that holds nothing, checked afterwards for keys that were left behind."""
+    client = connect(embedded.url)
+    client.flushall()
+    yield embedded.url
+    leaked = [key.decode() for key in client.scan_iter("*") if _is_leak(client, key)]
+    client.flushall()
+    client.close()
+    assert not leaked, f"keys without an end: {leaked}"
+
+
+def _is_leak(client: Redis, key: bytes) -> bool:
+    """Whether a key stays for ever that no queue or registry of RQ's accounts for."""
+    accounted = (b"rq:queues", b"rq:queue:", b"rq:finished:", b"rq:failed:", b"rq:canceled:",
+                 b"rq:deferred:", b"rq:scheduled:")  # fmt: skip
+    # Jobs that wait are there on purpose; nothing else of ours may be.
+    if key.startswith(accounted) or client.ttl(key) != -1:
+        return False
+    return not (key.startswith(b"rq:job:") and client.hget(key, "status") != b"started")
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Redis]:
+    """A client of the server."""
+    with contextlib.closing(connect(url)) as client:
+        yield client
+
+
+@pytest.fixture
+def start_node(url: str) -> Iterator[Callable[..., NodeProcess]]:
+    """Starts node processes (`start_node("queue", processes=2, ...)`) that end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*queues: str, **options: object) -> NodeProcess:
+            return stack.enter_context(NodeProcess(url, *queues, **options))
+
+        yield start
+
+
+@pytest.fixture
+def node(start_node: Callable[..., NodeProcess]) -> NodeProcess:
+    """A node with two processes on the default queue, ready for work."""
+    return start_node(processes=2)
+
+
+@pytest.fixture(autouse=True)
+def _no_url_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    """Fail a test that leaves threads or child processes behind."""
+    threads = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+
+    def left() -> list[str]:
+        names = [t.name for t in threading.enumerate() if t not in threads and t.is_alive()]
+        return names + [str(process) for process in multiprocessing.active_children()]
+
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: not left(), max(0.1, deadline - time.monotonic()))
+    assert not left(), f"still running in process {os.getpid()}: {left()}"

@@ -1,0 +1,82 @@
+"""Node processes for tests: the real `farpool worker` command, with handles to hurt it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from farpool.producer.inspect import overview
+from farpool.shared.connection import URL_VARIABLE, connect
+from tests.support.waiting import wait_for
+
+ROOT = Path(__file__).parents[2]
+
+
+class NodeProcess:
+    """A running `farpool worker`; options become `--option value`, True a bare flag."""
+
+    def __init__(self, url: str, *queues: str, **options: object) -> None:
+        options.setdefault("processes", 2)
+        command = [sys.executable, "-m", "farpool", "worker", *queues]
+        for name, value in options.items():
+            flag = f"--{name.replace('_', '-')}"
+            command += [flag] if value is True else [flag, str(value)]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._client = connect(url)
+        known = {found.name for found in overview(self._client).nodes}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | {URL_VARIABLE: url, "PYTHONPATH": path},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.name = ""
+
+        def registered() -> bool:
+            new = {found.name for found in overview(self._client).nodes} - known
+            self.name = next(iter(new), "")
+            return bool(new) or self.process.poll() is not None
+
+        wait_for(registered, 30)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the node's parent process."""
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        """What the node has logged so far."""
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send a signal to the parent process."""
+        self.process.send_signal(signum)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait for the node's end; returns its exit status."""
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        if self.process.poll() is None:
+            # A stopped process takes no SIGTERM until it goes on.
+            self.send(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._client.close()
+        self._log.close()

@@ -1,0 +1,99 @@
+"""Functions that tests run as tasks; importable by nodes as `tests.support.tasks`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def square(n: int) -> int:
+    """Return the square."""
+    return n * n
+
+
+def add(a: int, b: int = 0) -> int:
+    """Return the sum."""
+    return a + b
+
+
+def fail(text: str) -> None:
+    """Raise ValueError(text)."""
+    raise ValueError(text)
+
+
+def pid(_: object = None) -> int:
+    """Return the process id."""
+    return os.getpid()
+
+
+def say(text: str) -> str:
+    """Print and return the text."""
+    print(text)
+    return text
+
+
+def exit_with(code: int) -> None:
+    """Call sys.exit."""
+    sys.exit(code)
+
+
+def die(how: str = "SIGKILL") -> None:
+    """Kill the own process: by the name of a signal, or `exit`."""
+    if how == "exit":
+        os._exit(7)
+    os.kill(os.getpid(), signal.Signals[how])
+    time.sleep(60)
+
+
+def die_once(marker: str) -> int:
+    """Kill the own process the first time; return its id the second time."""
+    path = Path(marker)
+    if not path.exists():
+        path.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def block(marker: str, seconds: float = 60) -> str:
+    """Write the own process id to `marker`, then run until `marker` + '.go' exists."""
+    path = Path(marker)
+    path.write_text(str(os.getpid()))
+    deadline = time.monotonic() + seconds
+    while not Path(f"{marker}.go").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return "done"
+
+
+def append(path: str, text: str) -> str:
+    """Append a line to a file, as a side effect that can be counted."""
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
+    return text
+
+
+class Unpicklable:
+    """Refuses to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("will not be pickled")
+
+
+class UnloadableError(Exception):
+    """Pickles, but its constructor takes other arguments than it keeps."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def return_unpicklable(_: object = None) -> Unpicklable:
+    """Return what does not pickle."""
+    return Unpicklable()
+
+
+def raise_unloadable(_: object = None) -> None:
+    """Raise what does not unpickle."""
+    raise UnloadableError(1, 2)
