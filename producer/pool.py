@@ -6,7 +6,6 @@ Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, Map
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import util
@@ -18,11 +17,13 @@ from farpool.producer import chunking
 from farpool.producer.backend import Backend, Submission
 from farpool.producer.cluster import ClusterBackend
 from farpool.producer.local import LocalBackend
+from farpool.producer.outstanding import Outstanding
 from farpool.producer.results import AsyncResult, Callback, MapResult
 from farpool.shared.chunks import Chunk, Kind
 from farpool.shared.connection import url_or_default
 from farpool.shared.errors import FarpoolError
 
+_BATCH_BYTES = 1 << 18
 _RUN, _CLOSE, _TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
 
@@ -77,15 +78,12 @@ class Pool:
             self._backend = ClusterBackend(
                 where, queue, processes, initializer, initargs, forward_output
             )
-        # For each chunk on its way: its result, the index of its first item, its item count.
-        self._waiting: dict[str, tuple[AsyncResult, int, int]] = {}
-        self._changed = threading.Condition()
-        self._broken: BaseException | None = None
-        self._backend.start(self._resolve, self._break)
+        self._outstanding = Outstanding()
+        self._backend.start(self._outstanding.resolve, self._outstanding.break_)
         self._state = _RUN
         # Runs before multiprocessing joins its children at exit; it must not hold the pool.
-        self._finalizer = util.Finalize(
-            self, _end, args=(self._backend, self._waiting), exitpriority=15
+        self._end = util.Finalize(
+            self, _end, args=(self._backend, self._outstanding), exitpriority=15
         )
 
     @property
@@ -190,33 +188,22 @@ class Pool:
         kind: Kind,
         chunks: Sequence[tuple[int, Sequence[Any]]],
     ) -> None:
+        waiting: list[Submission] = []
         try:
             chunk = Chunk(func, kind, self._backend.setup, self._backend.main_by_value)
             for start, items in chunks:
                 submission = Submission(
                     self._backend.new_id(), chunk.data(items), _label(func, kind, len(items))
                 )
-                self._waiting[submission.id] = result, start, len(items)
-                self._backend.submit([submission])
+                self._outstanding.add(submission.id, result, start, len(items))
+                waiting.append(submission)
+                if sum(len(each.data) for each in waiting) >= _BATCH_BYTES:
+                    self._backend.submit(waiting)
+                    waiting = []
+            self._backend.submit(waiting)
         except Exception as error:
             # As in multiprocessing, a call that cannot be sent fails by its result.
             result._fail(error)
-        if self._broken is not None:
-            self._break(self._broken)
-
-    def _resolve(self, chunk_id: str, data: bytes) -> None:
-        entry = self._waiting.pop(chunk_id, None)
-        if entry is not None:
-            result, start, count = entry
-            result._chunk_done(start, count, data)
-        with self._changed:
-            self._changed.notify_all()
-
-    def _break(self, error: BaseException) -> None:
-        self._broken = error
-        _fail_all(self._waiting, error)
-        with self._changed:
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Take no more work; the processes end when what there is has been done."""
@@ -226,9 +213,7 @@ class Pool:
     def terminate(self) -> None:
         """Stop at once; what has not completed fails."""
         self._state = _TERMINATE
-        self._finalizer()
-        with self._changed:
-            self._changed.notify_all()
+        self._end()
 
     def join(self) -> None:
         """Wait until all work is done and the processes have ended, after close or terminate.
@@ -238,15 +223,14 @@ class Pool:
         """
         if self._state == _RUN:
             raise ValueError("Pool is still running")
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting or self._state == _TERMINATE)
-        self._finalizer()
+        self._outstanding.wait()
+        self._end()
 
     def _check_running(self) -> None:
         if self._state != _RUN:
             raise ValueError("Pool not running")
-        if self._broken is not None:
-            raise self._broken
+        if self._outstanding.broken is not None:
+            raise self._outstanding.broken
 
     def __enter__(self) -> Self:
         """Return the pool.
@@ -278,12 +262,6 @@ def _label(func: Callable[..., Any], kind: Kind, items: int) -> str:
     return name if kind == "call" else f"{name} x {items}"
 
 
-def _fail_all(waiting: dict[str, tuple[AsyncResult, int, int]], error: BaseException) -> None:
-    while waiting:
-        _, (result, _, _) = waiting.popitem()
-        result._fail(error)
-
-
-def _end(backend: Backend, waiting: dict[str, tuple[AsyncResult, int, int]]) -> None:
-    backend.stop(list(waiting))
-    _fail_all(waiting, FarpoolError("the pool was terminated before the result was there"))
+def _end(backend: Backend, outstanding: Outstanding) -> None:
+    backend.stop(list(outstanding))
+    outstanding.fail(FarpoolError("the pool was terminated before the result was there"))

@@ -19,7 +19,8 @@ RESULT_SECONDS = 500
 """How long results are kept where nobody says otherwise; RQ's own default."""
 MAX_ATTEMPTS = 3
 """Executions of a job that may cost a process or a node before the job fails."""
-LEASE_SECONDS = 15
+LEASE_SECONDS = 10
+"""How long a node may be silent; then others take over what it held."""
 ABANDONED_SECONDS = 90
 """RQ's maintenance takes a started job for abandoned this long after its last heartbeat; far
 beyond the lease, so that a node's janitor always comes first."""

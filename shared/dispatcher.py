@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from typing import NamedTuple
 
 from farpool.shared import frames
 from farpool.shared.child import ChildConfig
@@ -20,7 +20,6 @@ from farpool.shared.processes import (
     ProcessPool,
     Replied,
     Returned,
-    describe_exit,
 )
 from farpool.shared.scheduler import STUCK_SECONDS, Scheduler
 
@@ -29,8 +28,7 @@ OVERTIME_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """A task came to an end in process `pid`."""
 
     task: Task
@@ -38,8 +36,7 @@ class Done:
     pid: int
 
 
-@dataclass(frozen=True)
-class Crashed:
+class Crashed(NamedTuple):
     """The process that ran the task died of it; `reason` says how."""
 
     task: Task
@@ -47,8 +44,7 @@ class Crashed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Printed:
+class Printed(NamedTuple):
     """A task whose output is forwarded printed whole lines."""
 
     task: Task
@@ -105,16 +101,16 @@ class Dispatcher:
         results: list[Result] = []
         for event in self.pool.poll(timeout):
             match event:
-                case Replied(process, task, reply) if reply.kind == frames.OUTPUT:
+                case Replied(pid, task, reply) if reply.kind == frames.OUTPUT:
                     text = reply.text.decode("utf-8", "replace")
-                    results.append(Printed(task, process.pid, text))
-                case Replied(process, task, reply):
+                    results.append(Printed(task, pid, text))
+                case Replied(pid, task, reply):
                     self.scheduler.learn(task.label, reply.seconds)
-                    results.append(Done(task, reply, process.pid))
-                case Lost(process, running, unstarted):
+                    results.append(Done(task, reply, pid))
+                case Lost(running, unstarted, pid, reason):
                     self.scheduler.put_back(unstarted)
                     if running is not None:
-                        results.append(Crashed(running, process.pid, describe_exit(process)))
+                        results.append(Crashed(running, pid, reason))
                 case Returned(tasks):
                     self.scheduler.put_back(tasks)
                 case Broken():

@@ -21,22 +21,22 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
+from typing import Any, NamedTuple
 
 from farpool.shared import child, frames, preload
 from farpool.shared.errors import PayloadError
 
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
+_DYING_SECONDS = 0.05
 _EXIT_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Replied:
-    """A child sent a reply; `task` is the one it is about."""
+class Replied(NamedTuple):
+    """Child `pid` sent a reply; `task` is the one it is about."""
 
-    process: Process
+    pid: int
     task: frames.Task
     reply: frames.Reply
 
@@ -45,9 +45,10 @@ class Replied:
 class Lost:
     """A child died. `running` was being executed, `unstarted` were not begun or not reported."""
 
-    process: Process
     running: frames.Task | None
     unstarted: list[frames.Task]
+    pid: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ class ProcessPool:
         self._context: Any = context or default_context(config.preload)
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
+        self._leaving: list[Process] = []
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -172,6 +174,7 @@ class ProcessPool:
             self._spawn()
 
     def _spawn(self) -> None:
+        self._reap()
         ours, theirs = socket.socketpair()
         marks = RawValue(child.Marks)
         process = self._context.Process(
@@ -259,43 +262,57 @@ class ProcessPool:
         elif reply.kind == frames.OUTPUT:
             running = next((t for t in process.sent if t.token == reply.token), None)
             if running is not None:
-                yield Replied(process, running, reply)
+                yield Replied(process.pid, running, reply)
         elif reply.kind == frames.RETIRED:
-            self._remove(process)
+            self._forget(process)
             if process.sent:
                 yield Returned(list(process.sent))
             self.start()
         else:
-            process.done += 1
             process.progressed = time.monotonic()
             task = process.answered(reply.token)
-            if task is not None and reply.kind == frames.RETURNED:
+            if task is None:
+                return
+            if reply.kind == frames.RETURNED:
                 yield Returned([task])
-            elif task is not None:
-                yield Replied(process, task, reply)
+            else:
+                process.done += 1
+                yield Replied(process.pid, task, reply)
 
     def _lost(self, process: Process) -> Iterator[Event]:
         running = process.running()
-        self._remove(process)
-        yield Lost(process, running, [task for task in process.sent if task is not running])
+        self._forget(process)
+        if process.process.exitcode is None:
+            process.process.join(_DYING_SECONDS)
+        process.kill()
+        process.process.join(_EXIT_SECONDS)
+        reason = describe_exit(process)
+        unstarted = [task for task in process.sent if task is not running]
+        yield Lost(running, unstarted, process.pid, reason)
         if not process.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:
-                reason = f"{START_TRIES} child processes in a row died while starting"
-                self.broken = Broken(b"", f"{reason}; the last {describe_exit(process)}")
+                text = f"{START_TRIES} child processes in a row died while starting"
+                self.broken = Broken(b"", f"{text}; the last {reason}")
                 yield self.broken
         if self.broken is None:
             self.start()
 
-    def _remove(self, process: Process) -> None:
+    def _forget(self, process: Process) -> None:
         self.processes.remove(process)
         self._selector.unregister(process)
         self._selector.unregister(process.process.sentinel)
         process.sock.close()
-        if process.ready:
-            process.process.join(0.05)
-        process.kill()
-        process.process.join(_EXIT_SECONDS)
+        self._leaving.append(process)
+
+    def _reap(self) -> None:
+        """Let go of those that have ended."""
+        for process in list(self._leaving):
+            if process.process.exitcode is not None:
+                # Whatever it started and left running ends with it.
+                process.kill()
+                process.process.join()
+                self._leaving.remove(process)
 
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
@@ -303,16 +320,15 @@ class ProcessPool:
             with contextlib.suppress(OSError):
                 process.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + timeout
-        for process in self.processes:
+        for process in self.processes + self._leaving:
             if timeout > 0:
                 process.process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-        for process in self.processes:
+        for process in self.processes + self._leaving:
             process.process.join(_EXIT_SECONDS)
             process.sock.close()
-            with contextlib.suppress(ValueError):
-                process.process.close()
         self.processes.clear()
+        self._leaving.clear()
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()

@@ -15,7 +15,7 @@ from farpool.shared.errors import FarpoolError, WorkerLostError
 from farpool.shared.jobs import Claim, Completion
 
 BATCH = 256
-BATCH_SECONDS = 0.002
+BATCH_SECONDS = 0.004
 MAX_BATCH = 1000
 MAX_OUTCOME = 500 * 1024 * 1024
 """Largest outcome in bytes; Redis refuses a string of 512 MB."""
@@ -134,6 +134,7 @@ class Finisher:
         if self._completions and self._call is None:
             self._sent = min(len(self._completions), MAX_BATCH)
             self._call = self._broker.complete(self._node, self._completions[: self._sent])
+            self._oldest = time.monotonic()
 
     def settle(self) -> list[str]:
         """Wait until the server has what was sent.

@@ -1,3 +1,4 @@
+#!lua
 -- Takes up to `limit` jobs from queues, the first queue first, and records who holds them in the
 -- same step, so that a job is always in a queue or in a claim.
 -- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag, 4.. queues
@@ -21,12 +22,12 @@ for k = 4, #KEYS do
   local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or false
   for _, id in ipairs(ids or {}) do
     local key = ARGV[3] .. id
-    local job = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
+    local job = redis.pcall('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
       'description', 'farpool', 'ttl', 'status',
       'retries_left', 'repeats_left', 'success_callback_name', 'failure_callback_name',
       'webhooks', 'rate_limit_key')
-    -- A job that was deleted, expired or canceled while it waited is dropped here.
-    if job[1] and job[8] ~= 'canceled' then
+    -- A job that was deleted, expired or canceled while it waited, or is no hash, is dropped.
+    if not job.err and job[1] and job[8] ~= 'canceled' then
       local lifecycle = ''
       for field = 9, 14 do
         if job[field] and job[field] ~= '' and job[field] ~= '0' then

@@ -1,3 +1,4 @@
+#!lua
 -- Records what became of jobs, once each: only under the claim that is still the live one, and
 -- only if the job was not canceled or deleted meanwhile. The first completion wins.
 -- For at most 1,000 jobs a call.
@@ -27,10 +28,9 @@ for i = 1, count do
 end
 local any_dependents = call('EXISTS', unpack(dependents)) > 0
 local live = call('HMGET', KEYS[1], unpack(ids))
-call('HDEL', KEYS[1], unpack(ids))
 
 local reply = {0}
-local kept, finished, failed, outcomes, done = {}, {}, {}, {}, {}
+local settled, finished, failed, outcomes, done = {}, {}, {}, {}, {}
 local failures = 0
 
 local function group(groups, name)
@@ -52,13 +52,10 @@ for i = 1, count do
   local started = claim == 's ' .. rest
   local recorded = false
 
-  if not started and claim ~= 'c ' .. rest then
+  if not started and claim ~= 'c ' .. rest or settled[id] then
+    -- Nobody's claim any more, or that of another execution, which stays.
     reply[1] = reply[1] + 1
-    if claim then
-      -- Another execution of this node holds it: its claim stays.
-      kept[#kept + 1] = id
-      kept[#kept + 1] = claim
-    end
+    started = false
   elseif how == 'chunk' then
     recorded = call('DEL', job) == 1
   elseif how ~= 'recorded' then
@@ -69,6 +66,7 @@ for i = 1, count do
       local depended = any_dependents and call('EXISTS', dependents[i]) == 1
       if not ok then
         failures = failures + 1
+        call('HDEL', job, 'farpool_attempts')
       end
       if ok and ttl == '0' and not depended then
         call('DEL', job)
@@ -103,6 +101,10 @@ for i = 1, count do
     end
   end
 
+  if started or claim == 'c ' .. rest then
+    settled[id] = true
+    settled[#settled + 1] = id
+  end
   if started then
     local member = id .. ':' .. execution
     call('ZREM', prefix .. ':wip:' .. queue, member)
@@ -121,8 +123,9 @@ for i = 1, count do
   end
 end
 
-if #kept > 0 then
-  call('HSET', KEYS[1], unpack(kept))
+-- Last, so that a call that fails on the way can be sent again.
+if #settled > 0 then
+  call('HDEL', KEYS[1], unpack(settled))
 end
 for queue, members in pairs(finished) do
   call('ZADD', prefix .. ':finished:' .. queue, unpack(members))

@@ -1,3 +1,4 @@
+#!lua
 -- Adds jobs to a queue as RQ's enqueue does, many in one step.
 -- Ids are never used twice, so a call that is sent again adds nothing.
 -- KEYS: 1 set of queues, 2 queue, 3.. the job hash of each job

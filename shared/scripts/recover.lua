@@ -1,3 +1,4 @@
+#!lua
 -- Takes over what a node held whose lease has ended: what it had not started goes back to the
 -- head of its queue uncharged, what it had started is charged one attempt.
 -- KEYS: 1 leases of the nodes, 2 claims of the lost node, 3 claims of the calling node,

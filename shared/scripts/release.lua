@@ -1,3 +1,4 @@
+#!lua
 -- Gives claimed jobs back to the head of their queues, in the order given.
 -- KEYS: 1 claims of this node, 2 RQ's executions of this worker
 -- ARGV: 1 RQ's key prefix, 2 attempts a job may have, then for each job: id, execution, queue,
