@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import logging
 import socket
 import time
 import zlib
+
+from redis.exceptions import ResponseError
 
 from farpool.shared import outcome
 from farpool.shared.broker import Broker
@@ -13,6 +16,8 @@ from farpool.shared.call import Call
 from farpool.shared.dispatcher import Crashed, Done, Printed
 from farpool.shared.errors import FarpoolError, WorkerLostError
 from farpool.shared.jobs import Claim, Completion
+
+log = logging.getLogger("farpool.node")
 
 BATCH = 256
 BATCH_SECONDS = 0.004
@@ -38,6 +43,7 @@ class Finisher:
         self._oldest = 0.0
         self._call: Call[tuple[int, list[str]]] | None = None
         self._sent = 0
+        self._singly = 0
         self.dropped = 0
         """Completions that came too late and were not recorded."""
 
@@ -132,7 +138,8 @@ class Finisher:
             self._broker.output(self._lines)
             self._lines.clear()
         if self._completions and self._call is None:
-            self._sent = min(len(self._completions), MAX_BATCH)
+            self._sent = 1 if self._singly else min(len(self._completions), MAX_BATCH)
+            self._singly = max(0, self._singly - 1)
             self._call = self._broker.complete(self._node, self._completions[: self._sent])
             self._oldest = time.monotonic()
 
@@ -148,10 +155,24 @@ class Finisher:
         if self._call is None:
             return []
         call, self._call = self._call, None
-        stale, dependents = call.result()
+        try:
+            stale, dependents = call.result()
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._skip_impossible(error)
+            return []
         del self._completions[: self._sent]
         self.dropped += stale
         return dependents
+
+    def _skip_impossible(self, error: ResponseError) -> None:
+        """Find the job whose keys hold something else than RQ's records, and give it up."""
+        if self._sent == 1:
+            job = self._completions.pop(0)
+            log.error("job %s has no outcome: its keys are not RQ's (%s)", job.id, error)
+        else:
+            self._singly = self._sent
 
     def finish(self) -> list[str]:
         """Flush and settle until nothing is left; see both."""
