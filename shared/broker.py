@@ -103,7 +103,7 @@ class Broker:
     def tag(self, job_id: str) -> Tag:
         """Return what its producer added to a job; an empty tag for RQ's own."""
         stored = cast("bytes | None", self.client.hget(keys.job(job_id), "farpool"))
-        return Tag.decode(stored.decode()) if stored else Tag()
+        return Tag.decode(stored or b"")
 
     def statuses(self, ids: Sequence[str]) -> dict[str, str | None]:
         """Return RQ's status of each job; None for those that are gone."""
@@ -287,8 +287,13 @@ class Broker:
         if state == 0:
             return None
         released, *jobs = rest
-        blank = [b""] * 5
-        return released, [claim_of([*job[:3], *blank, job[3], b""]) for job in jobs]
+        return released, [
+            Claim(
+                job_id.decode(), execution.decode(), queue.decode(), b"", b"", b"", b"", b"",
+                Tag.decode(tag), False,
+            )
+            for job_id, execution, queue, tag in jobs
+        ]  # fmt: skip
 
     @cached_property
     def _heartbeat(self) -> Script:

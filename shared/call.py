@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -33,7 +34,9 @@ class Call(Generic[T]):
         self._read = read
         self._connection: Any = client.connection_pool.get_connection()
         try:
-            self._connection.send_command("EVALSHA", script.sha, len(names), *names, *args)
+            command = ("EVALSHA", script.sha, len(names), *names, *args)
+            # redis-py looks at the type of each argument first, which costs more than packing.
+            self._connection.send_packed_command([pack_command(command)])
         except BaseException:
             self._release(broken=True)
             raise
@@ -42,6 +45,10 @@ class Call(Generic[T]):
         if broken:
             self._connection.disconnect()
         self._client.connection_pool.release(self._connection)
+
+    def abandon(self) -> None:
+        """Do not wait for the reply; whether the server did it stays unknown."""
+        self._release(broken=True)
 
     def result(self) -> T:
         """Wait for the server's reply and return what it says; call once.

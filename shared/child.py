@@ -132,10 +132,15 @@ class Child:
     def _call(self, task: frames.Task) -> tuple[int, bytes, str]:
         name, instance, args, kwargs = payload.loads(payload.decompress(task.data))
         function = resolve(name, instance)
-        with isolation.time_limit(task.timeout), current_job.of(task.job_id, self._config.url):
+        job = current_job.enter(task.job_id, self._config.url)
+        isolation.set_time_limit(task.timeout)
+        try:
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)
+        finally:
+            isolation.set_time_limit(0)
+            current_job.leave(job)
         body, text = outcome.of_result(value, main_by_value=self._config.main_by_value)
         if text:
             return frames.FAILED, body, text

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
+from contextvars import Token
 from typing import Any
 
 from redis import Redis
@@ -35,14 +34,12 @@ class CurrentJob(Job):
         return getattr(self, name)
 
 
-@contextlib.contextmanager
-def of(job_id: str, url: str | None) -> Iterator[None]:
-    """Make job `job_id` the current one; without a url there are no job records to look at."""
-    if url is None:
-        yield
-        return
-    token = _current_job.set(CurrentJob(job_id, url))
-    try:
-        yield
-    finally:
+def enter(job_id: str, url: str | None) -> Token[Any] | None:
+    """Make job `job_id` the current one until `leave`; without a url there are no records."""
+    return None if url is None else _current_job.set(CurrentJob(job_id, url))
+
+
+def leave(token: Token[Any] | None) -> None:
+    """Undo `enter`, given what it returned."""
+    if token is not None:
         _current_job.reset(token)

@@ -88,10 +88,10 @@ class Dispatcher:
         """Whether any task waits or runs."""
         return bool(self.scheduler.backlog) or self.sent > 0
 
-    def wanted(self) -> int:
-        """Return how many more tasks the children could use now."""
+    def wanted(self, coming: int = 0) -> int:
+        """Return how many more tasks the children could use, besides those that are `coming`."""
         ready = sum(process.ready for process in self.pool.processes)
-        return self.scheduler.wanted(ready, self.sent) if ready else 0
+        return self.scheduler.wanted(ready, self.sent + coming) if ready else 0
 
     def step(self, timeout: float | None) -> list[Result]:
         """Wait up to `timeout` seconds for children, then send them what waits."""

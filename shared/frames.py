@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from farpool.shared.errors import PayloadError
@@ -37,7 +38,8 @@ _KINDS = range(OK, RETIRED + 1)
 FORWARD_OUTPUT = 1
 
 
-class Task(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Task:
     """A task on its way to a child; `key`, `label` and `cost` stay with the parent.
 
     Attributes:

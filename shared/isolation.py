@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from multiprocessing.connection import wait
 from types import FrameType
 
@@ -32,7 +30,7 @@ def enter() -> None:
 
 
 def own_alarm() -> None:
-    """Let `time_limit` have SIGALRM, also after RQ's code has used it."""
+    """Let `set_time_limit` have SIGALRM, also after RQ's code has used it."""
     signal.signal(signal.SIGALRM, _on_alarm)
 
 
@@ -66,16 +64,12 @@ def _on_alarm(signum: int, frame: FrameType | None) -> None:
     raise JobTimeoutException(f"Task exceeded maximum timeout value ({_limit:g} seconds)")
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise rq's `JobTimeoutException` in the main thread after `seconds`; no limit if <= 0."""
+def set_time_limit(seconds: float) -> None:
+    """Raise rq's `JobTimeoutException` in the main thread after `seconds`; <= 0 takes it back."""
     global _limit
-    if seconds <= 0:
-        yield
-        return
-    _limit = seconds
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
+    if seconds > 0:
+        _limit = seconds
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    elif _limit:
+        _limit = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)

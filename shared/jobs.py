@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Tag:
         flags = zip("dco", (self.announce, self.chunk, self.output), strict=True)
         return f"{self.session} {''.join(flag for flag, on in flags if on)}"
 
-    @classmethod
-    def decode(cls, text: str) -> Tag:
-        """Read the text of the job's field; anything else than `encode` wrote gives no session."""
-        session, _, flags = text.partition(" ")
-        return cls(session, "d" in flags, "c" in flags, "o" in flags)
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def decode(field: bytes) -> Tag:
+        """Read the job's field; an empty one is that of RQ's own jobs."""
+        session, _, flags = field.decode().partition(" ")
+        return Tag(session, "d" in flags, "c" in flags, "o" in flags)
 
 
 class NewJob(NamedTuple):
@@ -45,16 +47,16 @@ class NewJob(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A job that a node holds, as read from its hash; texts are empty where RQ has none."""
+    """A job that a node holds, as read from its hash; empty where RQ has no value."""
 
     id: str
     execution: str
     queue: str
     data: bytes
-    timeout: str
-    result_ttl: str
-    failure_ttl: str
-    description: str
+    timeout: bytes
+    result_ttl: bytes
+    failure_ttl: bytes
+    description: bytes
     tag: Tag
     lifecycle: bool
 
@@ -68,20 +70,20 @@ class Completion(NamedTuple):
     how: str
     started: float
     ended: float
-    ttl: str
+    ttl: bytes
     tag: Tag
     outcome: bytes
     record: bytes
 
 
-def claim_of(fields: Sequence[bytes]) -> Claim:
-    """Read a claim from the fields that scripts/claim.lua returns for a job."""
-    job_id, execution, queue, data, timeout, result_ttl, failure_ttl = fields[:7]
-    description, tag, lifecycle = fields[7:]
+def claim_of(job: Sequence[Any]) -> Claim:
+    """Read a claim from what scripts/claim.lua returns for a job."""
+    job_id, execution, queue, lifecycle, fields = job
+    data, timeout, result_ttl, failure_ttl, description, tag = fields[:6]
     return Claim(
-        job_id.decode(), execution.decode(), queue.decode(), data, timeout.decode(),
-        result_ttl.decode(), failure_ttl.decode(), description.decode("utf-8", "replace"),
-        Tag.decode(tag.decode()), bool(lifecycle),
+        job_id.decode(), execution.decode(), queue.decode(), data, timeout or b"",
+        result_ttl or b"", failure_ttl or b"", description or b"", Tag.decode(tag or b""),
+        bool(lifecycle),
     )  # fmt: skip
 
 

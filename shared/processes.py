@@ -200,9 +200,9 @@ class ProcessPool:
             process.progressed = time.monotonic()
         for task in tasks:
             process.last_token += 1
-            numbered = task._replace(token=process.last_token)
-            process.sent.append(numbered)
-            parts.append(frames.encode_task(numbered))
+            task.token = process.last_token
+            process.sent.append(task)
+            parts.append(frames.encode_task(task))
         process.write(b"".join(parts))
         self._watch_writes(process)
 

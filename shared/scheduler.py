@@ -75,7 +75,8 @@ class Scheduler:
             if (count or bundle) and load + cost > BUNDLE_SECONDS:
                 break
             load += cost
-            bundle.append(self.backlog.popleft()._replace(cost=cost))
+            task.cost = cost
+            bundle.append(self.backlog.popleft())
         return bundle
 
     def wanted(self, children: int, sent: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from farpool.shared import frames
@@ -43,30 +44,35 @@ class Claims:
         self._held: dict[str, Claim] = {}
         self._started: set[str] = set()
         self._prefix = uuid.uuid4().hex[:12]
-        self._calls = 0
-        self._call: Call[list[Claim] | None] | None = None
+        self._count = 0
+        self._calls: deque[tuple[Call[list[Claim] | None], int]] = deque()
 
     def request(self, limit: int) -> None:
         """Ask the server for up to `limit` jobs; `receive` has the answer."""
-        if self._call is None:
-            self._calls += 1
-            execution = f"{self._prefix}{self._calls:x}x"
-            self._call = self._broker.claim(self._node, self._queues, limit, execution)
+        self._count += 1
+        execution = f"{self._prefix}{self._count:x}x"
+        call = self._broker.claim(self._node, self._queues, limit, execution)
+        self._calls.append((call, limit))
 
     @property
-    def requested(self) -> bool:
-        """Whether an answer is on its way."""
-        return self._call is not None
+    def requested(self) -> int:
+        """Number of jobs that were asked for and may be on their way."""
+        return sum(limit for _, limit in self._calls)
 
     def receive(self) -> list[frames.Task] | None:
-        """Wait for what was requested; None while workers are suspended.
+        """Wait for what was requested first; None while workers are suspended.
 
         Raises:
             NotRegisteredError: the node has no lease.
         """
-        assert self._call is not None
-        call, self._call = self._call, None
-        claims = call.result()
+        call, _ = self._calls.popleft()
+        try:
+            claims = call.result()
+        except BaseException:
+            for other, _ in self._calls:
+                other.abandon()
+            self._calls.clear()
+            raise
         if claims is None:
             return None
         for claim in claims:
@@ -76,7 +82,7 @@ class Claims:
         return [self._task(claim) for claim in claims]
 
     def _task(self, claim: Claim) -> frames.Task:
-        label = claim.description.partition("(")[0]
+        label = claim.description.partition(b"(")[0].decode("utf-8", "replace")
         flags = frames.FORWARD_OUTPUT if claim.tag.output else 0
         timeout = float(claim.timeout or _DEFAULT_TIMEOUT)
         data = claim.data
@@ -157,7 +163,7 @@ class Claims:
                 del self._held[key]
         self._release(
             [
-                Claim(job_id, execution, queue, b"", "", "", "", "", Tag(), False)
+                Claim(job_id, execution, queue, b"", b"", b"", b"", b"", Tag(), False)
                 for job_id, (execution, queue) in on_server.items()
                 if (job_id, execution) not in known
             ]

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 import zlib
+from collections import deque
 
 from redis.exceptions import ResponseError
 
@@ -41,23 +42,24 @@ class Finisher:
         self._completions: list[Completion] = []
         self._lines: list[tuple[str, str, int, str]] = []
         self._oldest = 0.0
-        self._call: Call[tuple[int, list[str]]] | None = None
-        self._sent = 0
-        self._singly = 0
+        self._calls: deque[tuple[Call[tuple[int, list[str]]], list[Completion]]] = deque()
+        self._singles = 0
         self.dropped = 0
         """Completions that came too late and were not recorded."""
 
     def __len__(self) -> int:
-        return len(self._completions) + len(self._lines)
+        return len(self._completions) + len(self._lines) + len(self._calls)
 
     def due_in(self, now: float) -> float:
         """Return the seconds until the next `flush` should come; 0 if now."""
         if len(self._completions) >= BATCH:
             return 0.0
+        if not (self._completions or self._lines):
+            return BATCH_SECONDS
         return max(0.0, self._oldest + BATCH_SECONDS - now)
 
     def _mark(self) -> None:
-        if not len(self):
+        if not (self._completions or self._lines):
             self._oldest = time.monotonic()
 
     def done(self, claim: Claim, done: Done) -> None:
@@ -103,9 +105,9 @@ class Finisher:
     ) -> None:
         self._mark()
         if claim.tag.chunk:
-            how, ttl, record = "chunk", "", b""
+            how, ttl, record = "chunk", b"", b""
         elif how == "recorded":
-            ttl, record = "", b""
+            ttl, record = b"", b""
         elif how == "ok":
             ttl = claim.result_ttl
             record = b"" if body == outcome.NONE else base64.b64encode(body[1:])
@@ -126,7 +128,8 @@ class Finisher:
 
     def pending(self) -> list[tuple[str, str]]:
         """Return (id, execution) of the jobs whose outcome the server does not have yet."""
-        return [(job.id, job.execution) for job in self._completions]
+        batches = [self._completions, *(batch for _, batch in self._calls)]
+        return [(job.id, job.execution) for batch in batches for job in batch]
 
     def flush(self) -> None:
         """Send the server what there is; `settle` makes sure that it has it.
@@ -137,14 +140,16 @@ class Finisher:
         if self._lines:
             self._broker.output(self._lines)
             self._lines.clear()
-        if self._completions and self._call is None:
-            self._sent = 1 if self._singly else min(len(self._completions), MAX_BATCH)
-            self._singly = max(0, self._singly - 1)
-            self._call = self._broker.complete(self._node, self._completions[: self._sent])
+        if self._completions:
+            size = 1 if self._singles else MAX_BATCH
+            self._singles = max(0, self._singles - 1)
+            batch = self._completions[:size]
+            self._calls.append((self._broker.complete(self._node, batch), batch))
+            del self._completions[:size]
             self._oldest = time.monotonic()
 
-    def settle(self) -> list[str]:
-        """Wait until the server has what was sent.
+    def settle(self, left: int = 0) -> list[str]:
+        """Wait until the server has what was sent, but for the newest `left` batches.
 
         Returns:
             The ids of finished jobs on which others depend.
@@ -152,27 +157,39 @@ class Finisher:
         Raises:
             RedisError: see `flush`.
         """
-        if self._call is None:
-            return []
-        call, self._call = self._call, None
-        try:
-            stale, dependents = call.result()
-        except ResponseError as error:
-            if "WRONGTYPE" not in str(error):
+        dependents: list[str] = []
+        while len(self._calls) > left:
+            call, batch = self._calls.popleft()
+            try:
+                stale, parents = call.result()
+            except ResponseError as error:
+                self._completions = batch + self._completions
+                if "WRONGTYPE" not in str(error):
+                    raise
+                self._skip_impossible(len(batch), error)
+            except BaseException:
+                self._take_back(batch)
                 raise
-            self._skip_impossible(error)
-            return []
-        del self._completions[: self._sent]
-        self.dropped += stale
+            else:
+                self.dropped += stale
+                dependents += parents
         return dependents
 
-    def _skip_impossible(self, error: ResponseError) -> None:
+    def _take_back(self, batch: list[Completion]) -> None:
+        """Keep what was sent but not answered; what the server has after all, it takes once."""
+        for call, sent in self._calls:
+            call.abandon()
+            batch += sent
+        self._calls.clear()
+        self._completions = batch + self._completions
+
+    def _skip_impossible(self, size: int, error: ResponseError) -> None:
         """Find the job whose keys hold something else than RQ's records, and give it up."""
-        if self._sent == 1:
+        if size == 1:
             job = self._completions.pop(0)
             log.error("job %s has no outcome: its keys are not RQ's (%s)", job.id, error)
         else:
-            self._singly = self._sent
+            self._singles = size
 
     def finish(self) -> list[str]:
         """Flush and settle until nothing is left; see both."""

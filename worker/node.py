@@ -202,7 +202,7 @@ class Node:
             due.append(0.0)
         if self._dispatcher.sent:
             due.append(max(self._announce_at - now, ANNOUNCE_SECONDS / 2))
-        if self._may_claim() and self._dispatcher.wanted():
+        if self._may_claim() and self._dispatcher.wanted(self._claims.requested):
             due.append(self._claim_at - now)
         patience = max(min(due), self._talk_at - now)
         if self._stop_at is not None:
@@ -240,11 +240,12 @@ class Node:
             self._crashes.clear()
             self._queues_empty = False
         # While children work, the answers are left for the next turn and the server works too.
-        parents = self._finisher.settle()
         if not self._dispatcher.sent:
-            parents += self._finisher.finish()
-        elif self._finisher.due_in(now) <= 0.0:
-            self._finisher.flush()
+            parents = self._finisher.finish()
+        else:
+            parents = self._finisher.settle(left=1)
+            if self._finisher.due_in(now) <= 0.0:
+                self._finisher.flush()
         self._dispatcher.add(
             self._claims.errand("enqueue_dependents", parent) for parent in parents
         )
@@ -253,14 +254,17 @@ class Node:
         return self._stop_at is None and (not self._queues_empty or self._waiter.found)
 
     def _claim(self, now: float) -> None:
-        if self._claims.requested:
+        requested = self._claims.requested
+        if self._may_claim() and now >= self._claim_at:
+            wanted = self._dispatcher.wanted(requested)
+            if wanted:
+                self._claims.request(wanted)
+        if requested or not self._dispatcher.busy:
             self._receive()
-        if self._may_claim() and now >= self._claim_at and (wanted := self._dispatcher.wanted()):
-            self._claims.request(wanted)
-            if not self._dispatcher.sent:
-                self._receive()
 
     def _receive(self) -> None:
+        if not self._claims.requested:
+            return
         tasks = self._claims.receive()
         if tasks is None:
             self._claim_at = time.monotonic() + SUSPENDED_SECONDS
@@ -317,7 +321,7 @@ class Node:
         self._dispatcher.stop()
         try:
             self._finisher.finish()
-            if self._claims.requested:
+            while self._claims.requested:
                 waiting += self._claims.receive() or []
             self._claims.give_back(running + waiting)
             self._registration.unregister()

@@ -5,8 +5,8 @@
 -- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids,
 --       then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
---          {1, job, ...} with each job = {id, execution, queue, data, timeout, result_ttl,
---          failure_ttl, description, tag, lifecycle}
+--          {1, job, ...} with each job = {id, execution, queue, lifecycle, fields} and fields =
+--          {data, timeout, result_ttl, failure_ttl, description, tag, ttl, status}
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return {-1}
@@ -17,34 +17,39 @@ end
 local limit = tonumber(ARGV[2])
 local claims = {}
 local reply = {1}
+
+-- Whether RQ's own code has more to do around the job than to call it.
+local function lifecycle(key)
+  local fields = redis.call('HMGET', key, 'retries_left', 'repeats_left',
+    'success_callback_name', 'failure_callback_name', 'webhooks', 'rate_limit_key')
+  for i = 1, 6 do
+    if fields[i] and fields[i] ~= '' and fields[i] ~= '0' then
+      return '1'
+    end
+  end
+  return ''
+end
+
 for k = 4, #KEYS do
   local queue = ARGV[k + 1]
-  local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or false
-  for _, id in ipairs(ids or {}) do
+  local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or {}
+  for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
     local job = redis.pcall('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
-      'description', 'farpool', 'ttl', 'status',
-      'retries_left', 'repeats_left', 'success_callback_name', 'failure_callback_name',
-      'webhooks', 'rate_limit_key')
+      'description', 'farpool', 'ttl', 'status')
     -- A job that was deleted, expired or canceled while it waited, or is no hash, is dropped.
     if not job.err and job[1] and job[8] ~= 'canceled' then
-      local lifecycle = ''
-      for field = 9, 14 do
-        if job[field] and job[field] ~= '' and job[field] ~= '0' then
-          lifecycle = '1'
-        end
-      end
       if job[7] and job[7] ~= '' then
         redis.call('PERSIST', key)
       end
-      local execution = ARGV[4] .. string.format('%x', #reply)
+      local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
-      reply[#reply + 1] = {id, execution, queue, job[1], job[2] or '', job[3] or '',
-        job[4] or '', job[5] or '', job[6] or '', lifecycle}
-      limit = limit - 1
+      -- Producers of ours leave jobs that need more to RQ's, which do not set the tag.
+      reply[#reply + 1] = {id, execution, queue, job[6] and '' or lifecycle(key), job}
     end
   end
+  limit = limit - #ids
 end
 for first = 1, #claims, 1000 do
   redis.call('HSET', KEYS[2], unpack(claims, first, math.min(first + 999, #claims)))

@@ -78,7 +78,7 @@ for i = 1, count do
             'execution_id', execution, 'execution_started_at', ARGV[a + 7],
             'execution_ended_at', ARGV[a + 8])
         else
-          call('XADD', stream, 'MAXLEN', '~', '10', '*', 'type', ok and '1' or '2',
+          call('XADD', stream, '*', 'type', ok and '1' or '2',
             'worker_name', node, 'execution_id', execution, 'execution_started_at', ARGV[a + 7],
             'execution_ended_at', ARGV[a + 8], ok and 'return_value' or 'exc_string',
             ARGV[a + 13])
