@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -15,7 +17,7 @@ import farpool
 from farpool import demo as demonstration
 from farpool.producer.inspect import Overview, overview
 from farpool.shared import connection
-from farpool.shared.errors import ConfigError, FarpoolError
+from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
 from farpool.worker.node import Node, NodeConfig, default_name
 
@@ -25,6 +27,8 @@ _url = click.option(
     show_envvar=True,
     help="Server: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... (TLS) or unix:///PATH.",
 )
+_LOOK_SECONDS = 0.5
+
 _queue = click.option("--queue", default="default", show_default=True, help="Name of the queue.")
 
 
@@ -135,7 +139,14 @@ def server(
         socket=socket, host=host, port=port, data=data, password=password
     ) as embedded:
         click.echo(f"serving at {connection.safe(embedded.url)}; Ctrl-C or SIGTERM ends it")
-        demonstration.wait_for_stop_signal()
+        if port is not None and password is None and host not in ("127.0.0.1", "::1", "localhost"):
+            click.echo("without a --password it turns away clients from other machines", err=True)
+        stopped = threading.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda *_: stopped.set())
+        while not stopped.wait(_LOOK_SECONDS):
+            if embedded.process.poll() is not None:
+                raise ServerUnavailableError("the server process ended by itself")
 
 
 @main.command()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +16,9 @@ from farpool.producer.pool import Pool
 from farpool.producer.queue import Queue
 from farpool.shared import connection
 from farpool.shared.errors import FarpoolError
+from farpool.shared.owned_process import OwnedProcess
 from farpool.shared.server import EmbeddedServer
+from farpool.shared.server_files import private_directory
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
@@ -74,19 +74,16 @@ def _larger_run(url: str, queue: str, tasks: int) -> None:
 @contextlib.contextmanager
 def _node(url: str, queue: str, processes: int) -> Iterator[None]:
     command = [sys.executable, "-m", "farpool", "worker", queue, "--processes", str(processes)]
-    # In a session of its own, a Ctrl-C at the terminal ends the demo first and then the node.
-    node = subprocess.Popen(
-        command, env=os.environ | {connection.URL_VARIABLE: url}, start_new_session=True
+    node = OwnedProcess(
+        command,
+        scratch=private_directory(),
+        output=sys.stderr.buffer,
+        environment=os.environ | {connection.URL_VARIABLE: url},
     )
     try:
         yield
     finally:
-        node.terminate()
-        try:
-            node.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
+        node.stop(_STOP_SECONDS)
 
 
 def _wait_for_node(url: str, queue: str) -> None:
@@ -100,10 +97,3 @@ def _wait_for_node(url: str, queue: str) -> None:
                     f"{queue} --url {connection.safe(url)}'"
                 )
             time.sleep(0.05)
-
-
-def wait_for_stop_signal() -> None:
-    """Block until SIGINT or SIGTERM."""
-    signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    signal.sigwait(signals)

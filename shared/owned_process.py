@@ -14,7 +14,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +42,7 @@ class OwnedProcess:
         scratch: Path,
         output: BinaryIO,
         keep_open: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start the program.
 
@@ -50,6 +51,7 @@ class OwnedProcess:
             scratch: directory to remove once the program has ended.
             output: file that takes what the program prints.
             keep_open: descriptors for the program to inherit.
+            environment: its environment; this process's by default.
         """
         self._scratch = scratch
         reader, self._lifeline = os.pipe()
@@ -61,6 +63,7 @@ class OwnedProcess:
                 stdout=output,
                 stderr=output,
                 pass_fds=keep_open,
+                env=environment,
                 umask=0o077,
                 start_new_session=True,
             )

@@ -1,0 +1,113 @@
+"""Frames survive any cut of the byte stream, and what is no frame is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farpool.shared import frames
+from farpool.shared.errors import PayloadError
+from farpool.shared.frames import Reply, ReplyReader, Task, TaskReader
+
+tokens = st.integers(0, 2**64 - 1)
+seconds = st.floats(allow_nan=False)
+tasks = st.builds(
+    Task,
+    token=tokens,
+    flags=st.integers(0, 255),
+    timeout=seconds,
+    job_id=st.text(max_size=50),
+    data=st.binary(max_size=300),
+)
+replies = st.builds(
+    Reply,
+    kind=st.sampled_from(range(frames.OK, frames.RETIRED + 1)),
+    token=tokens,
+    started=seconds,
+    seconds=seconds,
+    body=st.binary(max_size=300),
+    text=st.binary(max_size=300),
+)
+cuts = st.lists(st.integers(0, 2000), max_size=30)
+
+
+def pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
+    """Cut a stream at the given places; pieces may be empty."""
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def on_the_wire(task: Task) -> tuple[object, ...]:
+    return task.token, task.flags, task.timeout, task.job_id, task.data
+
+
+@given(st.lists(tasks, max_size=8), cuts)
+def test_tasks_survive_any_cut_of_the_stream(sent: list[Task], cuts: list[int]) -> None:
+    reader = TaskReader()
+    stream = b"".join(map(frames.encode_task, sent))
+    read = [task for piece in pieces(stream, cuts) for task in reader.feed(piece)]
+    assert list(map(on_the_wire, read)) == list(map(on_the_wire, sent))
+
+
+@given(st.lists(replies, max_size=8), cuts)
+def test_replies_survive_any_cut_of_the_stream(sent: list[Reply], cuts: list[int]) -> None:
+    reader = ReplyReader()
+    stream = b"".join(map(frames.encode_reply, sent))
+    assert [reply for piece in pieces(stream, cuts) for reply in reader.feed(piece)] == sent
+
+
+@given(tasks, st.data())
+def test_a_part_of_a_task_waits_for_the_rest(task: Task, data: st.DataObject) -> None:
+    stream = frames.encode_task(task)
+    cut = data.draw(st.integers(0, len(stream) - 1))
+    reader = TaskReader()
+    assert list(reader.feed(stream[:cut])) == []
+    assert list(map(on_the_wire, reader.feed(stream[cut:]))) == [on_the_wire(task)]
+
+
+@given(replies, st.data())
+def test_a_part_of_a_reply_waits_for_the_rest(reply: Reply, data: st.DataObject) -> None:
+    stream = frames.encode_reply(reply)
+    cut = data.draw(st.integers(0, len(stream) - 1))
+    reader = ReplyReader()
+    assert reader.feed(stream[:cut]) == []
+    assert reader.feed(stream[cut:]) == [reply]
+
+
+@given(st.binary(max_size=400), cuts)
+def test_garbage_is_refused_or_waits_for_more(garbage: bytes, cuts: list[int]) -> None:
+    for reader in (TaskReader(), ReplyReader()):
+        try:
+            for piece in pieces(garbage, cuts):
+                for frame in reader.feed(piece):
+                    assert isinstance(frame, Task | Reply)
+        except PayloadError:
+            pass
+
+
+def test_a_task_whose_id_is_no_text_is_refused() -> None:
+    stream = frames.encode_task(Task(1, 0, 0.0, "ab", b"")).replace(b"ab", b"\xff\xfe")
+    with pytest.raises(PayloadError):
+        list(TaskReader().feed(stream))
+
+
+@pytest.mark.parametrize("kind", [0, frames.RETIRED + 1, 255])
+def test_a_reply_of_no_known_kind_is_refused(kind: int) -> None:
+    stream = frames.encode_reply(Reply(kind, 1, 0.0, 0.0, b"", b""))
+    with pytest.raises(PayloadError):
+        ReplyReader().feed(stream)
+
+
+def test_sizes_that_no_payload_has_are_refused_at_once() -> None:
+    reply = bytearray(frames.encode_reply(Reply(frames.OK, 1, math.nan, 0.0, b"", b"")))
+    reply[-8:] = (frames.MAX_BYTES + 1).to_bytes(8, "little")
+    with pytest.raises(PayloadError):
+        ReplyReader().feed(bytes(reply))
+    task = bytearray(frames.encode_task(Task(1, 0, 0.0, "", b"")))
+    task[-8:] = (frames.MAX_BYTES + 1).to_bytes(8, "little")
+    with pytest.raises(PayloadError):
+        list(TaskReader().feed(bytes(task)))
