@@ -25,6 +25,8 @@ from farpool.shared.scheduler import STUCK_SECONDS, Scheduler
 
 OVERTIME_SECONDS = 60.0
 """A task's own alarm should have ended it this long ago; its process is killed."""
+BLOCKED_SECONDS = 0.05
+"""A child without an answer for this long gets its tasks one by one."""
 _LOOK_SECONDS = 1.0
 
 
@@ -159,6 +161,16 @@ class Dispatcher:
                 continue
             if now - process.progressed > task.timeout + OVERTIME_SECONDS:
                 process.kill()
+
+    def surplus(self) -> list[Task]:
+        """Return tasks that no child will come to soon; they are no longer this dispatcher's."""
+        for task, seconds in self.running():
+            self.scheduler.still_running(task.label, seconds)
+        overdue = time.monotonic() - BLOCKED_SECONDS
+        for process in self.pool.processes:
+            if len(process.sent) > 1 and process.progressed <= overdue:
+                self.scheduler.put_back(process.take_back())
+        return self.scheduler.surplus(len(self.pool.processes))
 
     def take_back(self) -> list[Task]:
         """Return every task that no child has begun; they are no longer this dispatcher's."""

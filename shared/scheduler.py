@@ -53,6 +53,23 @@ class Scheduler:
         self._seconds[label] = _average(known, seconds)
         self._recent = _average(self._recent, seconds)
 
+    def still_running(self, label: str, seconds: float) -> None:
+        """Take note that a task of `label` has been running for `seconds` and has not ended."""
+        if seconds > self._seconds.get(label, 0.0):
+            self._seconds[label] = seconds
+        self._recent = max(seconds, self._recent or 0.0)
+
+    def surplus(self, children: int) -> list[Task]:
+        """Take from the end of the backlog what other nodes may get to sooner."""
+        left = children * (BUNDLE_SECONDS + PREFETCH_SECONDS)
+        kept: deque[Task] = deque()
+        surplus: list[Task] = []
+        for task in self.backlog:
+            left -= self._seconds.get(task.label, 0.0)
+            (kept if left >= 0.0 or not task.key else surplus).append(task)
+        self.backlog = kept
+        return surplus
+
     def bundle(self, waiting: Iterable[Task], children: int, limit: int | None) -> list[Task]:
         """Take from the backlog what a child may get now.
 

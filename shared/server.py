@@ -198,6 +198,9 @@ class EmbeddedServer:
         """
         login = "" if self._password is None else f":{quote(self._password, safe='')}@"
         settings = {"save": "", "dir": str(self._data or directory), "loglevel": "warning"}
+        # RQ keeps each job's results in a stream of its own, for which the server sets aside this
+        # much: by default 4,096 bytes.
+        settings["stream-node-max-bytes"] = "512"
         settings["appendonly"] = "no" if self._data is None else "yes"
         settings["appendfsync"] = "everysec"
         if self._password is not None:

@@ -278,6 +278,7 @@ class Node:
         if now >= self._announce_at and self._dispatcher.sent:
             self._announce_at = now + ANNOUNCE_SECONDS
             self._claims.announce(self._dispatcher.running())
+            self._claims.give_back(self._dispatcher.surplus())
         if now >= self._maintain_at:
             self._maintain_at = now + MAINTENANCE_SECONDS
             self._dispatcher.add([self._claims.errand("maintain", list(self.config.queues))])

@@ -103,7 +103,16 @@ def test_methods_of_an_instance_are_found() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nowhere", "nowhere.at.all", "os.nowhere", "os.nowhere.at.all", "os.path", "os.sep", "", "os."],
+    [
+        "nowhere",
+        "nowhere.at.all",
+        "os.nowhere",
+        "os.nowhere.at.all",
+        "os.path",
+        "os.sep",
+        "",
+        "os.",
+    ],
 )
 def test_what_is_not_there_is_named_with_the_host(name: str) -> None:
     with pytest.raises(FunctionNotFoundError, match="there is no function") as raised:
