@@ -19,7 +19,8 @@ from farpool.producer.inspect import Overview, overview
 from farpool.shared import connection
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
-from farpool.worker.node import Node, NodeConfig, default_name
+from farpool.worker.config import NodeConfig, default_name
+from farpool.worker.node import Node
 
 _url = click.option(
     "--url",

@@ -13,14 +13,8 @@ from typing import NamedTuple
 from farpool.shared import frames
 from farpool.shared.child import ChildConfig
 from farpool.shared.frames import Task
-from farpool.shared.processes import (
-    Broken,
-    Lost,
-    Process,
-    ProcessPool,
-    Replied,
-    Returned,
-)
+from farpool.shared.process import Process
+from farpool.shared.processes import Broken, Lost, ProcessPool, Replied, Returned
 from farpool.shared.scheduler import STUCK_SECONDS, Scheduler
 
 OVERTIME_SECONDS = 60.0

@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 
 from farpool.shared import child, frames, preload
 from farpool.shared.errors import PayloadError
+from farpool.shared.process import Process, describe_exit
 
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
@@ -67,80 +66,6 @@ class Broken:
 
 
 Event = Replied | Lost | Returned | Broken
-
-
-@dataclass(eq=False)
-class Process:
-    """One child, seen from its parent.
-
-    Attributes:
-        sent: its unanswered tasks, in order.
-        done: tasks that it has answered.
-        ready: it has started and may get tasks.
-        progressed: monotonic time when its first unanswered task came to be that.
-    """
-
-    process: Any
-    sock: socket.socket
-    marks: Any
-    sent: deque[frames.Task] = field(default_factory=deque)
-    last_token: int = 0
-    done: int = 0
-    ready: bool = False
-    progressed: float = 0.0
-    _out: bytearray = field(default_factory=bytearray)
-    reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
-
-    @property
-    def pid(self) -> int:
-        """Process id of the child."""
-        return int(self.process.pid)
-
-    def fileno(self) -> int:
-        """File descriptor of the pipe, for a selector."""
-        return self.sock.fileno()
-
-    @property
-    def writing(self) -> bool:
-        """Whether bytes wait for room in the pipe."""
-        return bool(self._out)
-
-    def write(self, data: bytes = b"") -> None:
-        """Send `data` after what waits already, as far as the pipe takes it."""
-        self._out += data
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while self._out:
-                del self._out[: self.sock.send(self._out)]
-
-    def running(self) -> frames.Task | None:
-        """Return the unanswered task that the child has begun, if any."""
-        cursor = self.marks.cursor
-        return next((task for task in self.sent if task.token == cursor), None)
-
-    def take_back(self) -> list[frames.Task]:
-        """Void the tasks that the child has not begun, and return them."""
-        self.marks.void = self.last_token
-        cursor = self.marks.cursor
-        taken = [task for task in self.sent if task.token > cursor]
-        self.sent = deque(task for task in self.sent if task.token <= cursor)
-        return taken
-
-    def answered(self, token: int) -> frames.Task | None:
-        """Forget and return an unanswered task; None if it was taken back before."""
-        for index, task in enumerate(self.sent):
-            if task.token == token:
-                del self.sent[index]
-                return task
-        return None
-
-    def kill(self) -> None:
-        """Kill the child and what it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-            return
-        # A child that has not come to lead a group yet; a dead one's id may be another's by now.
-        if self.process.exitcode is None:
-            self.process.kill()
 
 
 class ProcessPool:
@@ -332,19 +257,6 @@ class ProcessPool:
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
-
-
-def describe_exit(process: Process) -> str:
-    """Say how a dead child ended: `was killed by SIGSEGV`, `exited with code 3`."""
-    code = process.process.exitcode
-    if code is None:
-        return "closed its pipe"
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
 
 
 def default_context(modules: Sequence[str] = ()) -> Any:

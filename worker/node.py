@@ -9,24 +9,21 @@ ends in `_outage`: the children go on, results are kept, and the loop tries agai
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import time
-import uuid
-from dataclasses import dataclass, field
 from types import FrameType
 
 from redis.exceptions import RedisError
 
 from farpool.shared import outcome
-from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS, Broker, NotRegisteredError
+from farpool.shared.broker import Broker, NotRegisteredError
 from farpool.shared.child import ChildConfig
 from farpool.shared.connection import connect
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed
 from farpool.shared.errors import StartError
 from farpool.shared.jobs import Claim
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
+from farpool.worker.config import NodeConfig
 from farpool.worker.finisher import Finisher
 from farpool.worker.janitor import recover_lost_nodes
 from farpool.worker.registration import Registration
@@ -38,40 +35,6 @@ MAINTENANCE_SECONDS = 600.0
 SUSPENDED_SECONDS = 1.0
 _FIRST_BACKOFF = 0.05
 _MAX_BACKOFF = 1.0
-
-
-def default_name() -> str:
-    """Return a name for a node that no other has: the host's and a random part."""
-    return f"{socket.gethostname().split('.')[0]}-{uuid.uuid4().hex[:8]}"
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """What a node is started with.
-
-    Attributes:
-        url: the server.
-        queues: names, in order of priority.
-        processes: number of child processes.
-        name: unique among the workers of the server.
-        burst: end when the queues are empty.
-        preload: modules to import before the first task.
-        max_tasks: tasks after which a child is replaced; None for no limit.
-        drain_timeout: seconds that running tasks have to finish after SIGTERM.
-        lease: seconds without a sign of life after which other nodes take over.
-        max_attempts: executions that may cost a process before a job fails.
-    """
-
-    url: str
-    queues: tuple[str, ...] = ("default",)
-    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
-    name: str = field(default_factory=default_name)
-    burst: bool = False
-    preload: tuple[str, ...] = ()
-    max_tasks: int | None = None
-    drain_timeout: float = 30.0
-    lease: float = LEASE_SECONDS
-    max_attempts: int = MAX_ATTEMPTS
 
 
 class Node:
@@ -109,6 +72,7 @@ class Node:
         self._queues_empty = False
         self._stop_at: float | None = None
         self._backoff = 0.0
+        self._said_busy = False
         # Monotonic times from which on each duty is due.
         self._talk_at = 0.0
         self._claim_at = 0.0
@@ -282,9 +246,10 @@ class Node:
         if now >= self._maintain_at:
             self._maintain_at = now + MAINTENANCE_SECONDS
             self._dispatcher.add([self._claims.errand("maintain", list(self.config.queues))])
-        if now >= self._beat_at:
+        if now >= self._beat_at or (self._dispatcher.busy and not self._said_busy):
             self._beat_at = now + self.config.lease / 3
-            self._registration.renew(self._dispatcher.busy, self._claims.started())
+            self._said_busy = self._dispatcher.busy
+            self._registration.renew(self._said_busy, self._claims.started())
             recover_lost_nodes(
                 self._broker, self.config.name, self._finisher, self.config.max_attempts
             )

@@ -2,135 +2,129 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import threading
 from collections.abc import Iterator
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from farpool.shared.capture import Capture
 
 
-class Terminal:
-    """What a process has for its terminal."""
+class Terminal(io.TextIOWrapper):
+    """Stands for the terminal that a process has."""
 
     def __init__(self) -> None:
-        self.out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-        self.err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding="utf-8", write_through=True)
 
     @property
-    def shown(self) -> tuple[str, str]:
-        streams = (self.out.buffer, self.err.buffer)
-        out, err = (s.getvalue().decode() for s in streams if isinstance(s, io.BytesIO))
-        return out, err
+    def shown(self) -> str:
+        return self.bytes.getvalue().decode()
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    terminal = Terminal()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", terminal.out)
-        patch.setattr(sys, "stderr", terminal.err)
-        yield terminal
+@contextlib.contextmanager
+def installed() -> Iterator[tuple[Capture, Terminal, Terminal]]:
+    """Install a capture over two terminals in place of stdout and stderr."""
+    out, err = Terminal(), Terminal()
+    # Not in a fixture: pytest sets the streams anew between a test's setup and its call.
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        capture = Capture()
+        capture.install()
+        yield capture, out, err
 
 
-@pytest.fixture
-def capture(terminal: Terminal) -> Capture:
-    capture = Capture()
-    capture.install()
-    return capture
-
-
-def test_output_goes_to_the_terminal_unless_there_is_a_sink(
-    terminal: Terminal, capture: Capture
-) -> None:
+def test_output_goes_to_the_terminal_unless_there_is_a_sink() -> None:
     lines: list[str] = []
-    print("before")
-    capture.start(lines.append)
-    print("during")
-    print("an error", file=sys.stderr)
-    capture.stop()
-    print("after")
-    sys.stderr.writelines(["one ", "two"])
-    assert lines == ["during\n", "an error\n"]
-    assert terminal.shown == ("before\nafter\n", "one two")
+    with installed() as (capture, out, err):
+        print("before")
+        capture.start(lines.append)
+        print("during")
+        print("an error", file=sys.stderr)
+        capture.stop()
+        print("after")
+        sys.stderr.writelines(["one ", "two"])
+    assert "".join(lines) == "during\nan error\n"
+    assert out.shown == "before\nafter\n"
+    assert err.shown == "one two"
 
 
 @given(st.lists(st.text("ab\nü", max_size=5)))
 def test_nothing_is_lost_and_only_whole_lines_are_sent(texts: list[str]) -> None:
     lines: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        terminal = Terminal()
-        patch.setattr(sys, "stdout", terminal.out)
-        patch.setattr(sys, "stderr", terminal.err)
-        capture = Capture()
-        capture.install()
+    with installed() as (capture, out, _):
         capture.start(lines.append)
-        for text in texts:
-            assert sys.stdout.write(text) == len(text)
+        written = [sys.stdout.write(text) for text in texts]
         capture.stop()
+    assert written == list(map(len, texts))
     assert all(line.endswith("\n") for line in lines)
-    written = "".join(texts)
-    sent = "".join(lines)
-    assert sent in (written, written + "\n")
-    assert terminal.shown == ("", "")
+    text = "".join(texts)
+    assert "".join(lines) == (text if text.endswith("\n") or not text else text + "\n")
+    assert out.shown == ""
 
 
-def test_a_line_without_an_end_is_sent_with_its_task_and_not_the_next(capture: Capture) -> None:
+def test_a_line_without_an_end_is_sent_with_its_task_and_not_the_next() -> None:
     first: list[str] = []
     second: list[str] = []
-    capture.start(first.append)
-    print("half a line", end="")
-    assert first == []
-    capture.stop()
-    capture.start(second.append)
-    print("another")
-    capture.stop()
+    with installed() as (capture, _, _):
+        capture.start(first.append)
+        print("half a line", end="")
+        assert first == []
+        capture.stop()
+        capture.start(second.append)
+        print("another")
+        capture.stop()
     assert (first, second) == (["half a line\n"], ["another\n"])
 
 
-def test_stop_without_start_does_nothing(terminal: Terminal, capture: Capture) -> None:
-    capture.stop()
-    print("shown")
-    assert terminal.shown == ("shown\n", "")
+def test_stop_without_start_does_nothing() -> None:
+    with installed() as (capture, out, _):
+        capture.stop()
+        print("shown")
+    assert out.shown == "shown\n"
 
 
-def test_threads_of_a_task_lose_nothing(capture: Capture) -> None:
+def test_threads_of_a_task_lose_nothing() -> None:
     lines: list[str] = []
-    capture.start(lines.append)
 
     def chatter(letter: str) -> None:
         for _ in range(2000):
-            sys.stdout.write(f"{letter}\n")
+            print(letter)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=chatter, args=(letter,)) for letter in "abcd"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with installed() as (capture, _, _):
+            capture.start(lines.append)
+            threads = [threading.Thread(target=chatter, args=(letter,)) for letter in "abcd"]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            capture.stop()
     finally:
         sys.setswitchinterval(interval)
-    capture.stop()
     text = "".join(lines)
     assert {letter: text.count(letter) for letter in "abcd"} == dict.fromkeys("abcd", 2000)
 
 
-def test_a_captured_stream_can_do_what_tasks_expect_of_one(
-    terminal: Terminal, capture: Capture
-) -> None:
-    assert sys.stdout.writable()
-    assert not sys.stdout.readable()
-    assert not sys.stdout.closed
-    assert not sys.stdout.isatty()
-    assert sys.stdout.encoding == "utf-8"
-    assert sys.stdout.errors == "strict"
-    sys.stdout.buffer.write(b"bytes\n")
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.stdout.flush()
-    assert terminal.shown == ("bytes\n", "")
+def test_a_captured_stream_can_do_what_tasks_expect_of_one() -> None:
+    with installed() as (_, out, _):
+        assert sys.stdout.writable()
+        assert not sys.stdout.isatty()
+        assert sys.stdout.encoding == "utf-8"
+        assert sys.stdout.errors == "strict"
+        sys.stdout.buffer.write(b"bytes\n")
+        sys.stdout.flush()
+        assert not sys.stdout.closed
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    assert out.shown == "bytes\n"
+
+
+def test_a_captured_stream_has_the_descriptor_of_its_terminal() -> None:
+    with open("/dev/null", "w") as null, contextlib.redirect_stdout(null):
+        Capture().install()
+        assert sys.stdout.fileno() == null.fileno()

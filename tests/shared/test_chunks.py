@@ -59,9 +59,7 @@ def test_call_gives_keywords_too(items: list[tuple[tuple[int], dict[str, int]]])
     assert run(join, items, "call") == (items, {})
 
 
-@pytest.mark.parametrize(
-    ("kind", "item"), [("map", 4), ("star", (4,)), ("call", ((), {"n": 4}))]
-)
+@pytest.mark.parametrize(("kind", "item"), [("map", 4), ("star", (4,)), ("call", ((), {"n": 4}))])
 def test_coroutine_functions_are_awaited(kind: Kind, item: Any) -> None:
     assert run(slow_double, [item, item], kind) == ([8, 8], {})
 

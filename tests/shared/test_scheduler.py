@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from farpool.shared.frames import Task
 from farpool.shared.scheduler import BUNDLE_SECONDS, MAX_BUNDLE, Scheduler
@@ -29,9 +27,7 @@ def with_backlog(count: int, seconds: float | None = None) -> Scheduler:
 
 
 @given(st.integers(0, 600), children_counts, st.none() | st.integers(0, 300))
-def test_a_bundle_is_the_head_of_the_backlog(
-    count: int, children: int, limit: int | None
-) -> None:
+def test_a_bundle_is_the_head_of_the_backlog(count: int, children: int, limit: int | None) -> None:
     scheduler = with_backlog(count, 1e-6)
     expected = list(scheduler.backlog)
     bundle = scheduler.bundle([], children, limit)
@@ -158,13 +154,13 @@ class Scheduling(RuleBasedStateMachine):
         self.scheduler.learn(label, seconds)
 
     @rule(target=held, children=children_counts, limit=st.none() | st.integers(-1, 10))
-    def bundle(self, children: int, limit: int | None) -> Iterable[list[Task]]:
+    def send(self, children: int, limit: int | None) -> list[Task]:
         bundle = self.scheduler.bundle([], children, limit)
         assert limit is None or len(bundle) <= max(0, limit)
         keys = {task.key for task in bundle}
         assert not keys & self.out
         self.out |= keys
-        return multiple(bundle) if bundle else multiple()
+        return bundle
 
     @rule(bundle=consumes(held), done=st.integers(0, 10))
     def put_back(self, bundle: list[Task], done: int) -> None:

@@ -1,0 +1,100 @@
+"""One child process, seen from its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from farpool.shared import frames
+
+
+@dataclass(eq=False)
+class Process:
+    """One child, seen from its parent.
+
+    Attributes:
+        sent: its unanswered tasks, in order.
+        done: tasks that it has answered.
+        ready: it has started and may get tasks.
+        progressed: monotonic time when its first unanswered task came to be that.
+    """
+
+    process: Any
+    sock: socket.socket
+    marks: Any
+    sent: deque[frames.Task] = field(default_factory=deque)
+    last_token: int = 0
+    done: int = 0
+    ready: bool = False
+    progressed: float = 0.0
+    _out: bytearray = field(default_factory=bytearray)
+    reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return int(self.process.pid)
+
+    def fileno(self) -> int:
+        """File descriptor of the pipe, for a selector."""
+        return self.sock.fileno()
+
+    @property
+    def writing(self) -> bool:
+        """Whether bytes wait for room in the pipe."""
+        return bool(self._out)
+
+    def write(self, data: bytes = b"") -> None:
+        """Send `data` after what waits already, as far as the pipe takes it."""
+        self._out += data
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while self._out:
+                del self._out[: self.sock.send(self._out)]
+
+    def running(self) -> frames.Task | None:
+        """Return the unanswered task that the child has begun, if any."""
+        cursor = self.marks.cursor
+        return next((task for task in self.sent if task.token == cursor), None)
+
+    def take_back(self) -> list[frames.Task]:
+        """Void the tasks that the child has not begun, and return them."""
+        self.marks.void = self.last_token
+        cursor = self.marks.cursor
+        taken = [task for task in self.sent if task.token > cursor]
+        self.sent = deque(task for task in self.sent if task.token <= cursor)
+        return taken
+
+    def answered(self, token: int) -> frames.Task | None:
+        """Forget and return an unanswered task; None if it was taken back before."""
+        for index, task in enumerate(self.sent):
+            if task.token == token:
+                del self.sent[index]
+                return task
+        return None
+
+    def kill(self) -> None:
+        """Kill the child and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+            return
+        # A child that has not come to lead a group yet; a dead one's id may be another's by now.
+        if self.process.exitcode is None:
+            self.process.kill()
+
+
+def describe_exit(process: Process) -> str:
+    """Say how a dead child ended: `was killed by SIGSEGV`, `exited with code 3`."""
+    code = process.process.exitcode
+    if code is None:
+        return "closed its pipe"
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

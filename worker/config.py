@@ -1,0 +1,44 @@
+"""What a node is started with."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass, field
+
+from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS
+
+
+def default_name() -> str:
+    """Return a name for a node that no other has: the host's and a random part."""
+    return f"{socket.gethostname().split('.')[0]}-{uuid.uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What a node is started with.
+
+    Attributes:
+        url: the server.
+        queues: names, in order of priority.
+        processes: number of child processes.
+        name: unique among the workers of the server.
+        burst: end when the queues are empty.
+        preload: modules to import before the first task.
+        max_tasks: tasks after which a child is replaced; None for no limit.
+        drain_timeout: seconds that running tasks have to finish after SIGTERM.
+        lease: seconds without a sign of life after which other nodes take over.
+        max_attempts: executions that may cost a process before a job fails.
+    """
+
+    url: str
+    queues: tuple[str, ...] = ("default",)
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    name: str = field(default_factory=default_name)
+    burst: bool = False
+    preload: tuple[str, ...] = ()
+    max_tasks: int | None = None
+    drain_timeout: float = 30.0
+    lease: float = LEASE_SECONDS
+    max_attempts: int = MAX_ATTEMPTS
