@@ -62,6 +62,8 @@ def _larger_run(url: str, queue: str, tasks: int) -> None:
     click.echo(f"{tasks} single jobs, each with its own result by id:")
     begin = time.perf_counter()
     group = Queue(queue, url=url).enqueue_map(quiet_square, range(tasks), result_ttl=60)
+    seconds = time.perf_counter() - begin
+    click.echo(f"enqueued in {seconds:.1f} s ({tasks / seconds:,.0f} jobs/s) while the node works")
     for _ in tqdm(group.as_completed(), total=tasks, unit="job", mininterval=0.2):
         pass
     seconds = time.perf_counter() - begin

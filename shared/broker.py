@@ -335,6 +335,10 @@ class Broker:
             found[job_id.decode()] = execution, queue
         return found
 
+    def forget_claim(self, node: str, job_id: str) -> None:
+        """Let go of a job that can be neither finished nor given back."""
+        self.client.hdel(keys.claims(node), job_id)
+
     def claimed_by_queue(self, nodes: Iterable[str]) -> dict[str, int]:
         """Return for each queue the number of jobs that these nodes hold."""
         counts: dict[str, int] = {}

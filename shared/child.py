@@ -130,7 +130,7 @@ class Child:
         self._reply(kind, task.token, started, seconds, body, text.encode("utf-8", "replace"))
 
     def _call(self, task: frames.Task) -> tuple[int, bytes, str]:
-        name, instance, args, kwargs = payload.loads(payload.decompress(task.data))
+        name, instance, args, kwargs = payload.call_of(task.data)
         function = resolve(name, instance)
         job = current_job.enter(task.job_id, self._config.url)
         isolation.set_time_limit(task.timeout)

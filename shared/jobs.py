@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+_TAG = re.compile(rb"([0-9a-f]+) ([dco]*)")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,11 @@ class Tag:
     @staticmethod
     @functools.lru_cache(maxsize=64)
     def decode(field: bytes) -> Tag:
-        """Read the job's field; an empty one is that of RQ's own jobs."""
-        session, _, flags = field.decode().partition(" ")
+        """Read the job's field; what `encode` did not write counts as none."""
+        found = _TAG.fullmatch(field)
+        if found is None:
+            return Tag()
+        session, flags = found[1].decode(), found[2].decode()
         return Tag(session, "d" in flags, "c" in flags, "o" in flags)
 
 

@@ -10,6 +10,7 @@ import io
 import pickle
 import types
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -83,6 +84,20 @@ def loads(data: bytes) -> Any:
         Exception: whatever unpickling `data` raises.
     """
     return pickle.loads(data)
+
+
+def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
+    """Read a job's data: the function's name, its instance or None, and the arguments.
+
+    Raises:
+        PayloadError: the data is something else.
+        Exception: whatever unpickling it raises.
+    """
+    loaded = loads(decompress(data))
+    match loaded:
+        case str(), _, list() | tuple(), dict():
+            return loaded
+    raise PayloadError(f"the job's data is not a call but {type(loaded).__name__}")
 
 
 def decompress(data: bytes) -> bytes:

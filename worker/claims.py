@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import time
 import uuid
 from collections import deque
@@ -16,6 +17,7 @@ from farpool.shared.jobs import Claim, Tag
 ANNOUNCE_SECONDS = 0.05
 """A job is marked started in Redis once it has run this long; shorter ones never need to be."""
 _DEFAULT_TIMEOUT = 180.0
+_WHOLE = re.compile(rb"-?\d{1,10}")
 _LIFECYCLE = "farpool.shared.lifecycle"
 
 
@@ -84,7 +86,7 @@ class Claims:
     def _task(self, claim: Claim) -> frames.Task:
         label = claim.description.partition(b"(")[0].decode("utf-8", "replace")
         flags = frames.FORWARD_OUTPUT if claim.tag.output else 0
-        timeout = float(claim.timeout or _DEFAULT_TIMEOUT)
+        timeout = int(claim.timeout) if _WHOLE.fullmatch(claim.timeout) else _DEFAULT_TIMEOUT
         data = claim.data
         if claim.lifecycle:
             # RQ's code in the child keeps the job's own time limit.

@@ -109,10 +109,10 @@ class Finisher:
         elif how == "recorded":
             ttl, record = b"", b""
         elif how == "ok":
-            ttl = claim.result_ttl
+            ttl = _ttl(claim.result_ttl)
             record = b"" if body == outcome.NONE else base64.b64encode(body[1:])
         else:
-            ttl = claim.failure_ttl
+            ttl = _ttl(claim.failure_ttl)
             record = base64.b64encode(zlib.compress(text))
         self._completions.append(
             Completion(
@@ -164,7 +164,7 @@ class Finisher:
                 stale, parents = call.result()
             except ResponseError as error:
                 self._completions = batch + self._completions
-                if "WRONGTYPE" not in str(error):
+                if not _is_about_keys(error):
                     raise
                 self._skip_impossible(len(batch), error)
             except BaseException:
@@ -187,6 +187,7 @@ class Finisher:
         """Find the job whose keys hold something else than RQ's records, and give it up."""
         if size == 1:
             job = self._completions.pop(0)
+            self._broker.forget_claim(self._node, job.id)
             log.error("job %s has no outcome: its keys are not RQ's (%s)", job.id, error)
         else:
             self._singles = size
@@ -198,6 +199,16 @@ class Finisher:
             self.flush()
             dependents += self.settle()
         return dependents
+
+
+def _ttl(field: bytes) -> bytes:
+    """Return a job's time to live if it is one; no script can work with anything else."""
+    return field if field == b"-1" or (field.isdigit() and len(field) <= 10) else b""
+
+
+def _is_about_keys(error: ResponseError) -> bool:
+    """Whether the script met something it cannot work with, and not a state of the server."""
+    return type(error) is ResponseError and ("WRONGTYPE" in str(error) or "script" in str(error))
 
 
 def _error(error: Exception) -> tuple[bytes, bytes]:

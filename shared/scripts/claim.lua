@@ -37,8 +37,9 @@ for k = 4, #KEYS do
     local key = ARGV[3] .. id
     local job = redis.pcall('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
       'description', 'farpool', 'ttl', 'status')
-    -- A job that was deleted, expired or canceled while it waited, or is no hash, is dropped.
-    if not job.err and job[1] and job[8] ~= 'canceled' then
+    -- A job that was deleted, expired or canceled while it waited is dropped, and so is what is
+    -- no job: its key is no hash, or its id is none that RQ takes.
+    if not job.err and job[1] and job[8] ~= 'canceled' and string.match(id, '^[%w_-]+$') then
       if job[7] and job[7] ~= '' then
         redis.call('PERSIST', key)
       end

@@ -91,7 +91,7 @@ def test_threads_of_a_task_lose_nothing() -> None:
     lines: list[str] = []
 
     def chatter(letter: str) -> None:
-        for _ in range(2000):
+        for _ in range(8000):
             print(letter)
 
     interval = sys.getswitchinterval()
@@ -108,7 +108,7 @@ def test_threads_of_a_task_lose_nothing() -> None:
     finally:
         sys.setswitchinterval(interval)
     text = "".join(lines)
-    assert {letter: text.count(letter) for letter in "abcd"} == dict.fromkeys("abcd", 2000)
+    assert {letter: text.count(letter) for letter in "abcd"} == dict.fromkeys("abcd", 8000)
 
 
 def test_a_captured_stream_can_do_what_tasks_expect_of_one() -> None:
