@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable
-from typing import BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 
 class _Stream:
@@ -30,11 +31,18 @@ class _Stream:
     def fileno(self) -> int:
         return self._original.fileno()
 
+    def reconfigure(self, **options: Any) -> None:
+        cast(Any, self._original).reconfigure(**options)
+
     def isatty(self) -> bool:
         return self.sink is None and self._original.isatty()
 
     def writable(self) -> bool:
         return True
+
+    @property
+    def closed(self) -> bool:
+        return self._original.closed
 
     @property
     def encoding(self) -> str:
@@ -56,6 +64,7 @@ class Capture:
         self._streams: list[_Stream] = []
         self._sink: Callable[[str], None] | None = None
         self._pending = ""
+        self._lock = threading.Lock()
 
     def install(self) -> None:
         """Replace sys.stdout and sys.stderr; call once, before `start`."""
@@ -70,9 +79,10 @@ class Capture:
             stream.sink = self._write
 
     def _write(self, text: str) -> None:
-        lines, newline, self._pending = (self._pending + text).rpartition("\n")
-        if newline and self._sink is not None:
-            self._sink(lines + newline)
+        with self._lock:
+            lines, newline, self._pending = (self._pending + text).rpartition("\n")
+            if newline and self._sink is not None:
+                self._sink(lines + newline)
 
     def stop(self) -> None:
         """Send what is left, if any, and go back to the terminal."""

@@ -110,7 +110,10 @@ class TaskReader:
                 end = start + name + size
                 if len(buffer) < end:
                     break
-                job_id = buffer[start : start + name].decode()
+                try:
+                    job_id = buffer[start : start + name].decode()
+                except UnicodeDecodeError as error:
+                    raise PayloadError(f"a task frame has an impossible id: {error}") from None
                 at = end
                 yield Task(token, flags, timeout, job_id, bytes(buffer[start + name : end]))
         finally:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_TAG = re.compile(rb"([0-9a-f]+) ([dco]*)")
+_TAG = re.compile(rb"([0-9a-f]*) ([dco]*)")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def claim_of(job: Sequence[Any]) -> Claim:
     )  # fmt: skip
 
 
-_second = (0, "")
+_second = (-1, "")
 
 
 def iso(epoch: float) -> str:

@@ -18,7 +18,8 @@ import cloudpickle
 from farpool.shared.errors import PayloadError
 
 PROTOCOL = 5
-_MAIN = b"__main__"
+_MAIN_NAME = "__main__"
+_MAIN = _MAIN_NAME.encode()
 
 
 def dumps(obj: object, *, main_by_value: bool = True) -> bytes:
@@ -50,7 +51,9 @@ class _MainByValue(cloudpickle.Pickler):
     """Sends only what `__main__` defines by value, so that other lambdas fail as in pickle."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, types.FunctionType | type) and obj.__module__ == "__main__":
+        # Types like that of code have no name in builtins, and definitions by value need them.
+        value = isinstance(obj, types.FunctionType) and obj.__module__ == _MAIN_NAME
+        if value or (isinstance(obj, type) and obj.__module__ in (_MAIN_NAME, "builtins")):
             reduce: Any = super().reducer_override
             return reduce(obj)
         return NotImplemented
@@ -96,7 +99,8 @@ def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
     loaded = loads(decompress(data))
     match loaded:
         case str(), _, list() | tuple(), dict():
-            return loaded
+            name, instance, args, kwargs = loaded
+            return name, instance, args, kwargs
     raise PayloadError(f"the job's data is not a call but {type(loaded).__name__}")
 
 
