@@ -44,7 +44,9 @@ def _is_leak(client: Redis, key: bytes) -> bool:
     # Jobs that wait are there on purpose; nothing else of ours may be.
     if key.startswith(accounted) or client.ttl(key) != -1:
         return False
-    return not (key.startswith(b"rq:job:") and client.hget(key, "status") != b"started")
+    if client.type(key) != b"hash" or not key.startswith(b"rq:job:"):
+        return True
+    return client.hget(key, "status") == b"started"
 
 
 @pytest.fixture

@@ -91,6 +91,12 @@ for i = 1, count do
         else
           call('EXPIRE', job, keep)
           call('EXPIRE', stream, keep)
+          if session == '' then
+            call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', keep)
+          end
+          if depended then
+            call('EXPIRE', dependents[i], keep)
+          end
           list[#list + 1] = epoch + keep
         end
         list[#list + 1] = id

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rq import get_current_job
+
 
 def square(n: int) -> int:
     """Return the square."""
@@ -97,3 +99,25 @@ def return_unpicklable(_: object = None) -> Unpicklable:
 def raise_unloadable(_: object = None) -> None:
     """Raise what does not unpickle."""
     raise UnloadableError(1, 2)
+
+
+def fail_once(marker: str) -> int:
+    """Raise ValueError the first time; return the process id the second time."""
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        raise ValueError("the first time")
+    return os.getpid()
+
+
+def on_success(job: Any, connection: Any, result: Any) -> None:
+    """Note the result at the server."""
+    connection.set("called back", str(result))
+
+
+def note_in_meta(text: str) -> str:
+    """Save `text` in the current job's meta; returns the job's id."""
+    job: Any = get_current_job()
+    job.meta["noted"] = text
+    job.save_meta()
+    return str(job.id)

@@ -1,0 +1,240 @@
+"""The Pool's promises, on local processes and on a cluster alike."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
+from pathlib import Path
+
+import pytest
+
+from farpool import FarpoolError, Pool, RemoteError, StartError, WorkerLostError
+from farpool.shared.connection import URL_VARIABLE
+from tests.support import tasks
+from tests.support.nodes import ROOT
+from tests.support.waiting import wait_for
+
+
+@pytest.fixture(params=["local", "cluster"])
+def where(request: pytest.FixtureRequest) -> str | None:
+    """Url for a pool: None for the local backend."""
+    if request.param == "local":
+        return None
+    request.getfixturevalue("node")
+    return str(request.getfixturevalue("url"))
+
+
+@pytest.fixture
+def pool(where: str | None) -> Iterator[Pool]:
+    with Pool(2, url=where) as pool:
+        yield pool
+
+
+def initialize(path: str) -> None:
+    tasks.append(path, str(os.getpid()))
+
+
+def test_values_are_those_of_the_builtins(pool: Pool) -> None:
+    assert pool.map(tasks.square, range(50)) == [n * n for n in range(50)]
+    assert pool.map(tasks.square, range(50), chunksize=7) == [n * n for n in range(50)]
+    assert pool.map(tasks.square, []) == pool.map(tasks.square, [], chunksize=1) == []
+    assert pool.map(tasks.square, (n for n in (1, 2))) == [1, 4]
+    assert pool.starmap(tasks.add, [(1, 2), (3, 4)]) == [3, 7]
+    assert pool.apply(tasks.add, (1,), {"b": 5}) == 6
+    assert pool.map(lambda n: n + 1, [1, 2]) == [2, 3]
+
+
+def test_work_runs_in_other_processes(pool: Pool) -> None:
+    assert os.getpid() not in pool.map(tasks.pid, range(4), chunksize=1)
+
+
+def test_async_results_and_callbacks(pool: Pool) -> None:
+    results: list[object] = []
+    errors: list[BaseException] = []
+    good = pool.map_async(
+        tasks.square, [1, 2], callback=results.append, error_callback=errors.append
+    )
+    assert good.get(20) == [1, 4]
+    assert good.ready()
+    assert good.successful()
+    bad = pool.apply_async(
+        tasks.fail, ("no",), callback=results.append, error_callback=errors.append
+    )
+    bad.wait(20)
+    assert not bad.successful()
+    assert results == [[1, 4]]
+    assert [(type(error), str(error)) for error in errors] == [(ValueError, "no")]
+
+
+def test_a_result_that_is_not_there_yet(pool: Pool, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    result = pool.apply_async(tasks.block, (str(marker),))
+    with pytest.raises(multiprocessing.TimeoutError):
+        result.get(0.01)
+    with pytest.raises(ValueError, match="not ready"):
+        result.successful()
+    Path(f"{marker}.go").touch()
+    assert result.get(20) == "done"
+
+
+def test_an_exception_comes_back_with_its_traceback(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="wrong") as caught:
+        pool.apply(tasks.fail, ("wrong",))
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
+    assert "raise ValueError(text)" in str(caught.value.__cause__)
+
+
+def test_a_failed_map_runs_all_its_tasks(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+    arguments = [(str(path), "a"), (str(path), 2), (str(path), "c")]
+    with pytest.raises(TypeError):
+        pool.starmap(_append_text, arguments)
+    assert sorted(path.read_text().split()) == ["a", "c"]
+
+
+def _append_text(path: str, text: str) -> None:
+    tasks.append(path, "" + text)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "exit"])
+def test_a_task_that_always_kills_its_process(pool: Pool, how: str) -> None:
+    with pytest.raises(WorkerLostError, match="code 7" if how == "exit" else how):
+        pool.apply(tasks.die, (how,))
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_a_task_that_kills_its_process_once(pool: Pool, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    second = pool.apply(tasks.die_once, (str(marker),))
+    assert second != int(marker.read_text())
+
+
+def test_what_kills_pools_elsewhere(pool: Pool) -> None:
+    with pytest.raises(SystemExit):
+        pool.apply(tasks.exit_with, (3,))
+    with pytest.raises(MaybeEncodingError, match="will not be pickled"):
+        pool.map(tasks.return_unpicklable, [1])
+    with pytest.raises(RemoteError, match="1 and 2"):
+        pool.apply(tasks.raise_unloadable)
+    with pytest.raises(TypeError, match="pickle"):
+        pool.apply(tasks.square, (threading.Lock(),))
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_initializer_runs_once_in_each_process(where: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+    with Pool(2, initialize, (str(path),), url=where) as pool:
+        used = set(pool.map(tasks.pid, range(20), chunksize=1))
+    ran = [int(line) for line in path.read_text().split()]
+    assert used <= set(ran)
+    assert len(ran) == len(set(ran))
+
+
+def test_a_failing_initializer_fails_the_work(where: str | None) -> None:
+    with (
+        Pool(1, tasks.fail, ("cannot start",), url=where) as pool,
+        pytest.raises((ValueError, StartError), match="cannot start"),
+    ):
+        pool.map(tasks.square, [1])
+
+
+def test_maxtasksperchild_replaces_processes() -> None:
+    with Pool(1, maxtasksperchild=1) as pool:
+        assert len({pool.apply(tasks.pid) for _ in range(3)}) == 3
+
+
+def test_arguments_are_checked(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Pool(0)
+    with pytest.raises(ValueError, match="maxtasksperchild"):
+        Pool(1, maxtasksperchild=0)
+    with pytest.raises(TypeError, match="callable"):
+        Pool(1, initializer=5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Chunksize"):
+        pool.map(tasks.square, [1], chunksize=0)
+
+
+def test_close_and_join(where: str | None) -> None:
+    pool = Pool(2, url=where)
+    result = pool.map_async(tasks.square, range(100), chunksize=1)
+    with pytest.raises(ValueError, match="still running"):
+        pool.join()
+    pool.close()
+    with pytest.raises(ValueError, match="not running"):
+        pool.apply(tasks.square, (1,))
+    pool.join()
+    assert result.get(0) == [n * n for n in range(100)]
+    with pytest.raises(ValueError, match="not running"), pool:
+        pass
+
+
+def test_terminate_fails_what_is_not_ready(where: str | None, tmp_path: Path) -> None:
+    pool = Pool(2, url=where)
+    marker = tmp_path / "marker"
+    running = pool.apply_async(tasks.block, (str(marker),))
+    wait_for(marker.exists)
+    queued = pool.starmap_async(tasks.block, [(str(marker), 60)] * 500, chunksize=1)
+    pool.terminate()
+    pool.join()
+    Path(f"{marker}.go").touch()
+    for result in (running, queued):
+        with pytest.raises(FarpoolError, match="terminated"):
+            result.get(0)
+
+
+def test_a_dropped_pool_warns(where: str | None) -> None:
+    pool = Pool(1, url=where)
+    kept = [pool]
+    del pool
+    with pytest.warns(ResourceWarning, match="unclosed running pool"):
+        kept.clear()
+    gc.collect()
+
+
+def test_results_are_let_go(pool: Pool) -> None:
+    pool.map(tasks.square, range(10))
+    wait_for(lambda: not list(pool._outstanding))
+
+
+PROGRAM = """
+import multiprocessing
+import os
+from farpool import Pool
+
+class Mine:
+    def __init__(self, n):
+        self.n = n
+
+def square(n):
+    print("Worker process id for {0}: {1}".format(n, os.getpid()))
+    return Mine(n * n)
+
+if __name__ == "__main__":
+    p = Pool()
+    result = p.map(square, [1, 2, 3, 4, 5])
+    assert all(type(mine) is Mine for mine in result)
+    print([mine.n for mine in result])
+"""
+
+
+def test_the_beginners_program_with_its_pool_left_open(where: str | None, tmp_path: Path) -> None:
+    script = tmp_path / "program"
+    script.write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({URL_VARIABLE: where} if where else {})
+    ended = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith("[1, 4, 9, 16, 25]\n")
+    assert ended.stdout.count("Worker process id for") == 5
+    if where:
+        first = ended.stdout.splitlines()[0]
+        host, pid = first[1 : first.index("]")].split()
+        assert host == os.uname().nodename
+        assert first.endswith(f": {pid}")
