@@ -2,10 +2,99 @@
 
 from __future__ import annotations
 
-from farpool import Queue
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq.suspension import resume, suspend
+
+from farpool import Queue, WorkerLostError
+from farpool.producer.inspect import overview
+from farpool.shared.connection import URL_VARIABLE
 from tests.support import tasks
-from tests.support.nodes import NodeProcess
+from tests.support.nodes import ROOT, NodeProcess
+from tests.support.waiting import wait_for
+
+Start = Callable[..., NodeProcess]
 
 
-def test_result_comes_back(url: str, node: NodeProcess) -> None:
-    assert Queue(url=url).enqueue(tasks.square, 3).get(10) == 9
+def run_worker(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `farpool worker` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "farpool", "worker", *arguments],
+        env=os.environ | {URL_VARIABLE: url, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_lost_processes_are_named(node: NodeProcess, url: str) -> None:
+    queue = Queue(url=url)
+    others = queue.enqueue_map(tasks.square, range(200))
+    with pytest.raises(WorkerLostError) as caught:
+        queue.enqueue(tasks.die, "SIGSEGV").get(20)
+    assert "SIGSEGV" in str(caught.value)
+    assert f"host {os.uname().nodename}, pid " in str(caught.value)
+    assert "3 attempts" in str(caught.value)
+    assert others.get(20) == [n * n for n in range(200)]
+
+
+def test_a_lost_process_is_replaced_and_its_task_redone(
+    node: NodeProcess, url: str, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    assert Queue(url=url).enqueue(tasks.die_once, str(marker)).get(20) != int(marker.read_text())
+
+
+def test_queues_in_order_of_priority(url: str, client: Redis, tmp_path: Path) -> None:
+    path = str(tmp_path / "ran")
+    low, high = Queue("low", connection=client), Queue("high", connection=client)
+    jobs = [low.enqueue(tasks.append, path, "low"), high.enqueue(tasks.append, path, "high")]
+    assert run_worker(url, "high", "low", "--burst", "--processes", "1").returncode == 0
+    assert Path(path).read_text().split() == ["high", "low"]
+    assert [job.get(0) for job in jobs] == ["low", "high"]
+
+
+def test_max_tasks_per_child(start_node: Start, url: str) -> None:
+    start_node(processes=1, max_tasks_per_child=2)
+    pids = Queue(url=url).enqueue_map(tasks.pid, range(6)).get(20)
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 2]
+
+
+def test_what_cannot_start(node: NodeProcess, url: str) -> None:
+    bad = run_worker(url, "--preload", "tests.support.broken")
+    assert bad.returncode == 1
+    assert bad.stderr.splitlines()[-1].startswith("Error: no child process can start: ZeroDivision")
+    taken = run_worker(url, "--name", node.name)
+    assert taken.returncode == 1
+    assert f"a worker named {node.name!r} is running" in taken.stderr
+
+
+def test_a_suspended_worker_claims_nothing(node: NodeProcess, url: str, client: Redis) -> None:
+    suspend(client)
+    queue = Queue(url=url)
+    job = queue.enqueue(tasks.square, 3)
+    with pytest.raises(TimeoutError):
+        job.get(0.3)
+    assert len(queue) == 1
+    resume(client)
+    assert job.get(20) == 9
+
+
+def test_what_info_shows(node: NodeProcess, url: str, client: Redis, tmp_path: Path) -> None:
+    queue = Queue(url=url)
+    queue.enqueue(tasks.square, 1).get(10)
+    running = queue.enqueue(tasks.block, str(tmp_path / "marker"))
+    wait_for(lambda: overview(client).queues[0].jobs["started"] == 1)
+    found = overview(client)
+    assert [(n.name, n.processes, n.queues) for n in found.nodes] == [(node.name, 2, "default")]
+    assert found.queues[0].jobs["finished"] == 1
+    wait_for(lambda: overview(client).nodes[0].state == "busy")
+    (tmp_path / "marker.go").touch()
+    assert running.get(10) == "done"

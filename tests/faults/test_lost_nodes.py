@@ -1,0 +1,144 @@
+"""Killed, stopped and drained nodes: every job has one outcome, the first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from farpool import Queue
+from farpool.producer.inspect import overview
+from farpool.shared import keys
+from tests.support import tasks
+from tests.support.nodes import ROOT, NodeProcess
+from tests.support.waiting import wait_for
+
+Start = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(url: str, client: Redis) -> Iterator[Start]:
+    """Starts a node with a lease of one second by its name."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            script = Path(ROOT, "tests/support/short_lease.py")
+            process = subprocess.Popen(
+                [sys.executable, script, url, name],
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+            stack.callback(process.wait, 20)
+            stack.callback(process.terminate)
+            stack.callback(process.send_signal, signal.SIGCONT)
+            wait_for(lambda: name in {node.name for node in overview(client).nodes})
+            return process
+
+        yield start
+
+
+def children(pid: int) -> list[int]:
+    """Ids of the processes that a node has started, with theirs."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    parents = dict(map(int, line.split()) for line in listed.stdout.splitlines())
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found - {pid})
+
+
+def is_alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
+
+
+def test_a_killed_node_loses_nothing(start: Start, url: str, tmp_path: Path) -> None:
+    lost = start("lost")
+    marker = tmp_path / "marker"
+    queue = Queue(url=url)
+    running = queue.enqueue(tasks.block, str(marker))
+    wait_for(marker.exists)
+    wait_for(lambda: running.is_started)
+    started = children(lost.pid)
+    lost.kill()
+    wait_for(lambda: not any(map(is_alive, started)))
+    squares = queue.enqueue_map(tasks.square, range(100))
+    marker.unlink()
+    start("heir")
+    wait_for(marker.exists)
+    Path(f"{marker}.go").touch()
+    assert running.get(20) == "done"
+    assert squares.get(20) == [n * n for n in range(100)]
+
+
+def test_the_first_outcome_wins(start: Start, url: str, client: Redis, tmp_path: Path) -> None:
+    stopped = start("stopped")
+    marker = tmp_path / "marker"
+    job = Queue(url=url).enqueue(tasks.block, str(marker))
+    wait_for(marker.exists)
+    wait_for(lambda: job.is_started)
+    stopped.send_signal(signal.SIGSTOP)
+    marker.unlink()
+    start("heir")
+    wait_for(marker.exists)
+    Path(f"{marker}.go").touch()
+    assert job.get(20) == "done"
+    first = job.results()
+    stopped.send_signal(signal.SIGCONT)
+    # Its own completion, which comes too late, is sent before it has the next job.
+    wait_for(lambda: len(overview(client).nodes) == 2)
+    wait_for(lambda: not client.exists(keys.claims("stopped")))
+    assert [result.id for result in job.results()] == [first[0].id]
+
+
+def test_a_node_drains(node: NodeProcess, url: str, client: Redis, tmp_path: Path) -> None:
+    queue = Queue(url=url)
+    running = [queue.enqueue(tasks.block, str(tmp_path / name)) for name in "ab"]
+    wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+    waiting = queue.enqueue_map(tasks.square, range(20))
+    node.send(signal.SIGTERM)
+    wait_for(lambda: len(queue) == 20)
+    for name in "ab":
+        (tmp_path / f"{name}.go").touch()
+    assert node.wait() == 0
+    assert [job.get(0) for job in running] == ["done", "done"]
+    assert not client.exists(keys.claims(node.name))
+    with NodeProcess(url, burst=True) as other:
+        assert waiting.get(20) == [n * n for n in range(20)]
+        assert other.wait() == 0
+
+
+def test_a_second_signal_hands_back_at_once(node: NodeProcess, url: str, tmp_path: Path) -> None:
+    queue = Queue(url=url)
+    job = queue.enqueue(tasks.block, str(tmp_path / "marker"))
+    wait_for((tmp_path / "marker").exists)
+    pid = int((tmp_path / "marker").read_text())
+    node.send(signal.SIGTERM)
+    wait_for(lambda: is_alive(pid))
+    node.send(signal.SIGTERM)
+    assert node.wait() == 0
+    wait_for(lambda: not is_alive(pid))
+    assert queue.job_ids == [job.id]
+    queue.empty()
+
+
+def test_work_behind_a_long_task_goes_to_others(
+    start_node: Callable[..., NodeProcess], url: str, tmp_path: Path
+) -> None:
+    start_node(processes=1)
+    queue = Queue(url=url)
+    queue.enqueue_map(tasks.square, range(2000)).get(20)
+    blocked = queue.enqueue(tasks.block, str(tmp_path / "marker"), description="block()")
+    squares = queue.enqueue_map(tasks.square, range(50))
+    wait_for((tmp_path / "marker").exists)
+    start_node(processes=1)
+    assert squares.get(20) == [n * n for n in range(50)]
+    (tmp_path / "marker.go").touch()
+    assert blocked.get(20) == "done"

@@ -1,0 +1,80 @@
+"""The server is killed, restarted, emptied; nodes and producers go on."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from farpool import Queue
+from farpool.shared.broker import Broker
+from farpool.shared.connection import connect
+from farpool.shared.server import EmbeddedServer
+from tests.support import tasks
+from tests.support.nodes import NodeProcess
+from tests.support.waiting import wait_for
+
+
+def answers(client: Redis) -> bool:
+    with contextlib.suppress(RedisError, OSError):
+        return bool(client.ping())
+    return False
+
+
+@pytest.mark.parametrize("keeps_data", [True, False])
+def test_a_restart(tmp_path: Path, keeps_data: bool) -> None:
+    data = tmp_path / "data" if keeps_data else None
+    server = EmbeddedServer(socket=tmp_path / "s", data=data)
+    server.start()
+    try:
+        with NodeProcess(server.url) as node, contextlib.closing(connect(server.url)) as client:
+            queue = Queue(connection=client)
+            before = queue.enqueue(tasks.square, 3)
+            assert before.get(20) == 9
+            wait_for(lambda: not keeps_data or client.info("persistence")["aof_enabled"])
+            server.process.kill()
+            server.process.wait()
+            server.stop()
+            server.start()
+            wait_for(lambda: answers(client))
+            assert queue.enqueue(tasks.square, 4).get(20) == 16
+            wait_for(lambda: [found["name"] for found in Broker(client).nodes()] == [node.name])
+            assert node.process.poll() is None
+    finally:
+        server.stop()
+
+
+def test_scripts_are_loaded_again(node: NodeProcess, url: str, client: Redis) -> None:
+    queue = Queue(url=url)
+    for n in range(5):
+        client.script_flush()
+        assert queue.enqueue(tasks.square, n).get(10) == n * n
+    assert node.process.poll() is None
+
+
+def test_malformed_jobs_stop_nobody(node: NodeProcess, url: str, client: Redis) -> None:
+    good = {"status": "queued", "origin": "default", "data": b"\x80\x05N."}
+    bad: list[tuple[str, dict[str, object]]] = [
+        ("garbage", {"data": b"garbage"}),
+        ("broken", {"data": b"\x78\x9cbroken"}),
+        ("none", {}),
+        ("times", {"timeout": "abc", "result_ttl": "x", "failure_ttl": "-7"}),
+        ("bytes", {"farpool": b"\xff\xfe", "description": b"\xff("}),
+        ("an id", {}),
+    ]
+    for name, fields in bad:
+        client.hset(f"rq:job:{name}", mapping={**good, **fields})
+        client.rpush("rq:queue:default", name)
+    client.set("rq:job:no_hash", "x")
+    client.set("rq:results:no_stream", "x")
+    client.hset("rq:job:no_stream", mapping=good)
+    client.rpush("rq:queue:default", "no_hash", "not_there", "no_stream")
+    assert Queue(url=url).enqueue(tasks.square, 5).get(10) == 25
+    for name, _ in bad[:-1]:
+        wait_for(lambda name=name: client.hget(f"rq:job:{name}", "status") == b"failed")
+    wait_for(lambda: "no_stream has no outcome" in node.output)
+    assert node.process.poll() is None
+    client.flushdb()

@@ -1,0 +1,155 @@
+"""The farpool command, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from farpool import __version__
+from farpool.shared.connection import connect
+from tests.support.nodes import ROOT, NodeProcess
+from tests.support.waiting import wait_for
+
+
+def farpool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m farpool`."""
+    return subprocess.run(
+        [sys.executable, "-m", "farpool", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_demo() -> None:
+    ended = farpool("demo", "--tasks", "200", "--processes", "2")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert sum("Worker process id for" in line for line in lines) == 5
+    assert "[1, 4, 9, 16, 25]" in lines
+    assert "200 jobs enqueued, run and collected" in lines[-1]
+
+
+def test_enqueue_result_and_info(node: NodeProcess, url: str) -> None:
+    waited = farpool("enqueue", "operator:add", "[1, 2]", "[3]", "--wait", "--url", url)
+    assert (waited.returncode, waited.stdout) == (0, "[1, 2, 3]\n")
+    job_id = waited.stderr.strip()
+    assert farpool("result", job_id, "--url", url).stdout == "[1, 2, 3]\n"
+    text = farpool("enqueue", "tests.support.tasks:say", "plain text", "--wait", "--url", url)
+    assert text.stdout == "'plain text'\n"
+    failed = farpool("enqueue", "tests.support.tasks:fail", "no", "--wait", "--url", url)
+    assert failed.returncode == 1
+    assert failed.stderr.endswith("Error: ValueError: no\n")
+    assert "Traceback" in failed.stderr  # the task's, not ours
+    missing = farpool("enqueue", "nowhere:nothing", "--wait", "--url", url)
+    assert "there is no function 'nowhere.nothing' on host" in missing.stderr.splitlines()[-1]
+    idle = farpool("enqueue", "operator:neg", "1", "--queue", "nobody", "--url", url)
+    assert farpool("result", idle.stdout.strip(), "--url", url).returncode == 2
+    shown = farpool("info", "--url", url).stdout
+    assert f"{node.name}: 2 processes" in shown
+    assert "default: 0 queued" in shown
+
+
+def test_help_and_version() -> None:
+    assert __version__ in farpool("--version").stdout
+    for command in ("demo", "worker", "server", "enqueue", "result", "info"):
+        assert farpool(command, "--help").stdout.startswith("Usage:")
+
+
+def test_a_server_on_a_port_with_data_and_a_password(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "farpool", "server", "--port", str(port), "--data"]
+    for expected in (None, b"kept"):
+        server = subprocess.Popen(
+            [*command, tmp_path],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "FARPOOL_PASSWORD": "s3cret"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith(f"serving at redis://:***@127.0.0.1:{port}/0")
+        with connect(f"redis://:s3cret@127.0.0.1:{port}/0") as client:
+            assert client.get("key") == expected
+            client.set("key", "kept")
+        refused = farpool("info", "--url", f"redis://:wr0ng@127.0.0.1:{port}/0")
+        assert refused.returncode == 1
+        assert "refused the login" in refused.stderr
+        assert "wr0ng" not in refused.stderr
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        server.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("unix:///nowhere/at/all.sock", "no server answers at unix:///nowhere/at/all.sock"),
+        ("http://localhost", "cannot use the url 'http://localhost'"),
+    ],
+)
+def test_no_server(url: str, says: str) -> None:
+    for command in (["info"], ["worker"], ["enqueue", "a:b"], ["result", "x"]):
+        ended = farpool(*command, "--url", url)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"Error: {says}")
+        assert len(ended.stderr.splitlines()) == 1
+    assert "give --url or set FARPOOL_URL" in farpool("info").stderr
+
+
+def test_a_server_that_is_not_redis() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        stopping = threading.Event()
+
+        def serve() -> None:
+            while not stopping.is_set():
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            ended = farpool("info", "--url", f"redis://127.0.0.1:{port}")
+        finally:
+            stopping.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join()
+    assert ended.returncode == 1
+    assert "is not a Redis server" in ended.stderr
+
+
+def test_bad_arguments(url: str) -> None:
+    assert "MODULE:FUNCTION" in farpool("enqueue", "nocolon", "--url", url).stderr
+    assert "no such job" in farpool("result", "unknown", "--url", url).stderr
+    assert farpool("worker", "--processes", "0", "--url", url).returncode == 2
+
+
+def test_the_demo_leaves_nothing_when_it_is_interrupted() -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "farpool", "demo", "--tasks", "1000000"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MARK": "interrupted-demo"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    where = demo.stdout.readline().split("unix://")[1].strip()
+    while "[1, 4, 9, 16, 25]" not in demo.stdout.readline():
+        pass
+    demo.send_signal(signal.SIGINT)
+    demo.wait(30)
+    demo.stdout.close()
+    wait_for(lambda: not Path(where).exists())
