@@ -161,10 +161,11 @@ class Dispatcher:
         for task, seconds in self.running():
             self.scheduler.still_running(task.label, seconds)
         overdue = time.monotonic() - BLOCKED_SECONDS
-        for process in self.pool.processes:
-            if len(process.sent) > 1 and process.progressed <= overdue:
+        blocked = [p for p in self.pool.processes if p.sent and p.progressed <= overdue]
+        for process in blocked:
+            if len(process.sent) > 1:
                 self.scheduler.put_back(process.take_back())
-        return self.scheduler.surplus(len(self.pool.processes))
+        return self.scheduler.surplus(self.pool.size - len(blocked))
 
     def take_back(self) -> list[Task]:
         """Return every task that no child has begun; they are no longer this dispatcher's."""

@@ -60,13 +60,17 @@ class Scheduler:
         self._recent = max(seconds, self._recent or 0.0)
 
     def surplus(self, children: int) -> list[Task]:
-        """Take from the end of the backlog what other nodes may get to sooner."""
+        """Take from the end of the backlog what other nodes may get to sooner.
+
+        Args:
+            children: number of children that are not held up by a long task.
+        """
         left = children * (BUNDLE_SECONDS + PREFETCH_SECONDS)
         kept: deque[Task] = deque()
         surplus: list[Task] = []
         for task in self.backlog:
             left -= self._seconds.get(task.label, 0.0)
-            (kept if left >= 0.0 or not task.key else surplus).append(task)
+            (kept if left > 0.0 or not task.key else surplus).append(task)
         self.backlog = kept
         return surplus
 

@@ -41,6 +41,12 @@ for i = 1, #flat, 2 do
     end
   end
 end
-redis.call('DEL', KEYS[2], KEYS[4])
 redis.call('ZREM', KEYS[1], lost)
+-- Its entry among RQ's workers; a node that comes back registers anew.
+local worker = prefix .. ':worker:' .. lost
+for queue in string.gmatch(redis.call('HGET', worker, 'queues') or '', '[^,]+') do
+  redis.call('SREM', prefix .. ':workers:' .. queue, worker)
+end
+redis.call('SREM', prefix .. ':workers', worker)
+redis.call('DEL', KEYS[2], KEYS[4], worker)
 return reply
