@@ -1,0 +1,1 @@
+"""Measures farpool on this machine: `python -m benchmarks`, or `make bench`."""

@@ -1,0 +1,148 @@
+"""The measurements. Each takes a `Bench` and returns rows for the table."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.harness import PROCESSES, Bench, Row, seconds
+from benchmarks.tasks import millisecond, square
+from farpool import Pool
+
+
+def enqueue(bench: Bench) -> list[Row]:
+    """Jobs per second into an empty queue, by one producer."""
+    count = bench.size(50_000)
+    rate = count / seconds(lambda: bench.queue.enqueue_map(square, range(count)))
+    return [Row("enqueue_map", f"{rate:,.0f} jobs/s", "25,000 jobs/s", rate >= 25_000)]
+
+
+def drain(bench: Bench) -> list[Row]:
+    """Jobs per second off a full queue, beside RQ's own workers."""
+    with bench.node():
+        rate = bench.drain_rate(square, bench.size(20_000))
+    with bench.rq_workers():
+        theirs = bench.drain_rate(square, bench.size(2_000))
+    return [
+        Row("drain 20,000 single jobs", f"{rate:,.0f} jobs/s", "15,000 jobs/s", rate >= 15_000),
+        Row(f"  rq worker-pool -n {PROCESSES}", f"{theirs:,.0f} jobs/s"),
+        Row("  times RQ", f"{rate / theirs:.0f}", "30", rate >= 30 * theirs),
+    ]
+
+
+def end_to_end(bench: Bench) -> list[Row]:
+    """Jobs per second from the first enqueued to the last result fetched."""
+    count = bench.size(20_000)
+    with bench.node():
+        rate = count / seconds(lambda: bench.queue.enqueue_map(square, range(count)).get(600))
+    return [Row("first enqueue to last result", f"{rate:,.0f} jobs/s", "8,000 jobs/s", rate >= 8000)]
+
+
+def round_trip(bench: Bench) -> list[Row]:
+    """Milliseconds from enqueueing one job to having its result, nothing else going on."""
+    with bench.node():
+        times = sorted(
+            1000 * seconds(lambda n=n: bench.queue.enqueue(square, n).get(60))  # type: ignore[misc]
+            for n in range(bench.size(2_000))
+        )
+    half, most = statistics.median(times), times[int(len(times) * 0.99)]
+    return [
+        Row("round trip, p50", f"{half:.2f} ms", "1 ms", half < 1),
+        Row("round trip, p99", f"{most:.2f} ms"),
+    ]
+
+
+def short_tasks(bench: Bench) -> list[Row]:
+    """Single jobs that sleep for 1 ms, against two processes that do nothing else."""
+    count = bench.size(5_000)
+    with bench.node():
+        took = count / bench.drain_rate(millisecond, count)
+    alone = seconds(lambda: [millisecond() for _ in range(count)])
+    part = 100 * alone / PROCESSES / took
+    return [Row("1 ms tasks, of the ideal", f"{part:.0f} %", "90 %", part >= 90)]
+
+
+def pool_map(bench: Bench) -> list[Row]:
+    """Pool.map of many squares, in turns with multiprocessing's."""
+    count = bench.size(1_000_000)
+    pools: dict[str, Any] = {}
+    times: dict[str, list[float]] = {"multiprocessing": [], "local": [], "through Redis": []}
+    with (
+        bench.node(),
+        multiprocessing.get_context("forkserver").Pool(PROCESSES) as theirs,
+        Pool(PROCESSES) as local,
+        Pool(url=bench.url) as cluster,
+    ):
+        pools = {"multiprocessing": theirs, "local": local, "through Redis": cluster}
+        for pool in pools.values():
+            pool.map(square, range(10_000))
+        for _ in range(5):
+            for name, pool in pools.items():
+                times[name].append(seconds(lambda pool=pool: pool.map(square, range(count))))  # type: ignore[misc]
+    base = statistics.median(times["multiprocessing"])
+    rows = [Row(f"map of {count:,} squares, multiprocessing", f"{base:.2f} s")]
+    for name, limit in (("local", 1.1), ("through Redis", 1.5)):
+        ratio = statistics.median(times[name]) / base
+        rows.append(
+            Row(f"  farpool {name}", f"{ratio:.2f} times that", f"{limit}", ratio <= limit)
+        )
+    return rows
+
+
+def idle(bench: Bench) -> list[Row]:
+    """What a node without work asks of its machine and of the server."""
+    span = bench.size(20)
+    with bench.node() as node:
+        time.sleep(1)
+        cpu, commands = machine.processor_seconds(node.pid), _commands(bench)
+        time.sleep(span)
+        cpu = machine.processor_seconds(node.pid) - cpu
+        commands = _commands(bench) - commands - 1
+    return [
+        Row("idle node, processor", f"{100 * cpu / span:.2f} %", "0 %", cpu / span < 0.005),
+        Row("idle node, commands", f"{commands / span:.1f} a second", "1", commands <= 1.2 * span),
+    ]
+
+
+def _commands(bench: Bench) -> int:
+    return int(bench.client.info("stats")["total_commands_processed"])
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Resident memory of a node's parent before and after many jobs."""
+    count = bench.size(100_000)
+    with bench.node() as node:
+        _run_many(bench, count // 10)
+        before = machine.memory(node.pid)
+        _run_many(bench, count)
+        growth = machine.memory(node.pid) - before
+    return [
+        Row(
+            f"parent's memory, {count:,} jobs later",
+            f"{growth:+,} KiB on {before:,}",
+            "no growth",
+            growth < 1024,
+        )
+    ]
+
+
+def _run_many(bench: Bench, count: int) -> None:
+    for _ in range(10):
+        bench.queue.enqueue_map(square, range(count // 10), result_ttl=1).get(600)
+
+
+CASES: dict[str, Callable[[Bench], list[Row]]] = {
+    "enqueue": enqueue,
+    "drain": drain,
+    "end-to-end": end_to_end,
+    "round-trip": round_trip,
+    "short-tasks": short_tasks,
+    "map": pool_map,
+    "idle": idle,
+    "memory": memory,
+}
+

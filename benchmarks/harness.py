@@ -1,0 +1,111 @@
+"""What every measurement needs: a server, workers, a clock, and rows for the table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis import Redis
+from rq.suspension import resume, suspend
+
+from farpool import Queue
+from farpool.shared.connection import connect
+from farpool.shared.server import EmbeddedServer
+from tests.support.nodes import ROOT, NodeProcess
+from tests.support.waiting import wait_for
+
+PROCESSES = 2
+
+
+class Row(NamedTuple):
+    """One line of the table; `met` is None where there is no target."""
+
+    what: str
+    value: str
+    target: str = ""
+    met: bool | None = None
+
+
+class Bench:
+    """A server of its own for one measurement.
+
+    Args:
+        quick: a tenth of the work, to see that it runs.
+    """
+
+    def __init__(self, server: EmbeddedServer, quick: bool) -> None:
+        self.url = server.url
+        self.quick = quick
+        self.client: Redis = connect(server.url)
+        self.queue = Queue(connection=self.client)
+
+    def size(self, full: int) -> int:
+        """Return how much work to do: `full`, or a tenth of it."""
+        return max(1, full // 10) if self.quick else full
+
+    @contextlib.contextmanager
+    def node(self) -> Iterator[NodeProcess]:
+        """Run a node that has done some work already."""
+        from benchmarks.tasks import square
+
+        with NodeProcess(self.url, processes=PROCESSES) as node:
+            self.queue.enqueue_map(square, range(2000)).get(60)
+            yield node
+
+    @contextlib.contextmanager
+    def rq_workers(self) -> Iterator[None]:
+        """Run RQ's own worker pool."""
+        command = [Path(sys.executable).with_name("rq"), "worker-pool", "-n", str(PROCESSES)]
+        pool = subprocess.Popen(
+            [*command, "--quiet", "--url", self.url],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_for(lambda: self.client.scard("rq:workers") == PROCESSES, 60)
+            yield
+        finally:
+            pool.terminate()
+            pool.wait(60)
+
+    def drain_rate(self, function: Callable[[int], Any], count: int) -> float:
+        """Return how many jobs per second the running workers take off a full queue.
+
+        They are held by RQ's own suspension until all jobs are there; the clock runs from the
+        first job finished after that to the last.
+        """
+        registry = "rq:finished:default"
+        suspend(self.client)
+        before = self.client.zcard(registry)
+        self.queue.enqueue_map(function, range(count), result_ttl=3600)
+        # An RQ worker that was waiting for a job takes one even now.
+        first = self.client.zcard(registry)
+        resume(self.client)
+        while (started_with := self.client.zcard(registry)) == first:
+            time.sleep(0.002)
+        begin = time.perf_counter()
+        wait_for(lambda: self.client.zcard(registry) == before + count, 600)
+        return (before + count - started_with) / (time.perf_counter() - begin)
+
+
+@contextlib.contextmanager
+def bench(quick: bool = False) -> Iterator[Bench]:
+    """Start a fresh server and give a `Bench` on it."""
+    with EmbeddedServer() as server:
+        found = Bench(server, quick)
+        with contextlib.closing(found.client):
+            yield found
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
