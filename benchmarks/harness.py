@@ -61,9 +61,9 @@ class Bench:
     @contextlib.contextmanager
     def rq_workers(self) -> Iterator[None]:
         """Run RQ's own worker pool."""
-        command = [Path(sys.executable).with_name("rq"), "worker-pool", "-n", str(PROCESSES)]
+        command = str(Path(sys.executable).with_name("rq"))
         pool = subprocess.Popen(
-            [*command, "--quiet", "--url", self.url],
+            [command, "worker-pool", "-n", str(PROCESSES), "--quiet", "--url", self.url],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -40,7 +40,7 @@ def memory(pid: int) -> int:
 
 
 def processor_seconds(session: int) -> float:
-    """Return the processor time that the processes of a session have used so far.
+    """Return the processor time that the processes of a session have used so far (Linux only).
 
     Args:
         session: process id of the session's leader, as with `start_new_session`.

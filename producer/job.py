@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Self, cast
 
+from redis import Redis
 from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.results import Result
@@ -20,6 +21,15 @@ class Job(RQJob):
 
     `Job.fetch(id, connection=...)` finds the job that any other process enqueued.
     """
+
+    @classmethod
+    def fetch(cls, id: str, connection: Redis | None = None, serializer: Any = None) -> Self:
+        """Find a job by its id.
+
+        Raises:
+            rq.exceptions.NoSuchJobError: there is none (any more).
+        """
+        return cast(Self, super().fetch(id, connection, serializer))
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the job's end and return its result.

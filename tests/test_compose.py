@@ -16,11 +16,12 @@ COMPOSE = ROOT / "compose.yaml"
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return yaml.safe_load(COMPOSE.read_text())
+    loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return loaded
 
 
 @pytest.fixture(scope="module")
-def services(compose: dict[str, Any]) -> dict[str, Any]:
+def services(compose: dict[str, Any]) -> Any:
     return compose["services"]
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
-from multiprocessing.pool import RemoteTraceback
+from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 
 import pytest

@@ -66,8 +66,6 @@ def owner(port: int, then: str = "signal.pause()") -> Iterator[tuple[subprocess.
 
 
 def command_line(pid: int) -> str:
-    if sys.platform == "linux":
-        return Path(f"/proc/{pid}/cmdline").read_text()
     return subprocess.check_output(["ps", "-ww", "-o", "args=", "-p", str(pid)], text=True)
 
 

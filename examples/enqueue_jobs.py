@@ -1,0 +1,23 @@
+"""Jobs by id: enqueue them, let the program end, fetch their results later from anywhere.
+
+export FARPOOL_URL=redis://host-a:6379/0
+python examples/enqueue_jobs.py           # enqueues, and prints the ids
+python examples/enqueue_jobs.py ID ...    # prints the results
+"""
+
+import math
+import os
+import sys
+
+from farpool import Job, Queue
+
+if __name__ == "__main__":
+    if "FARPOOL_URL" not in os.environ:
+        sys.exit("set FARPOOL_URL to the url of a server with a node ('farpool worker')")
+    queue = Queue()
+    if len(sys.argv) > 1:
+        for job_id in sys.argv[1:]:
+            print(Job.fetch(job_id, connection=queue.connection).get(timeout=30))
+    else:
+        for job in queue.enqueue_map(math.factorial, [5, 10, 20], result_ttl=3600):
+            print(job.id)

@@ -1,0 +1,64 @@
+"""SHA-256 of every file below a folder, in the format of `sha256sum --check`.
+
+    python examples/hash_folder.py ~/Pictures > sums.txt
+    python examples/hash_folder.py /mnt/shared --url redis://host-a:6379/0
+
+With a url the nodes read the files, so they need the folder at the same path.
+"""
+
+import argparse
+import hashlib
+import socket
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from farpool import FarpoolError, Pool
+
+
+def digest(path):
+    """Return the hexadecimal SHA-256 of a file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror} (on {socket.gethostname()})") from None
+
+
+def main():
+    parser = argparse.ArgumentParser(description="SHA-256 of every file below a folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--url", help="run on the nodes of this server (default: FARPOOL_URL)")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    if not folder.is_dir():
+        parser.error(f"{folder} is not a folder")
+    paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
+
+    failed = 0
+    with Pool(url=arguments.url) as pool, tqdm(total=len(paths), unit="file") as bar:
+
+        def one_more(_):
+            bar.update()
+
+        results = [
+            pool.apply_async(digest, (path,), callback=one_more, error_callback=one_more)
+            for path in paths
+        ]
+        for path, result in zip(paths, results, strict=True):
+            try:
+                line = f"{result.get()}  {path}"
+            except OSError as error:
+                failed += 1
+                print(error, file=sys.stderr)
+            else:
+                print(line)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except FarpoolError as error:
+        sys.exit(f"Error: {error}")
