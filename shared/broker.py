@@ -356,12 +356,6 @@ class Broker:
                 pipe.expire(key, RESULT_SECONDS)
             pipe.execute()
 
-    def wait_for_job(self, queue: str, timeout: float) -> bool:
-        """Block up to `timeout` seconds until `queue` holds a job, without taking it."""
-        # Moving the head onto itself is a blocking peek: all who wait are woken, none owns it.
-        key = keys.queue(queue)
-        return self.client.blmove(key, key, cast(int, timeout), "LEFT", "LEFT") is not None
-
     def _now(self) -> float:
         seconds, micros = self.client.time()
         return seconds + micros / 1e6

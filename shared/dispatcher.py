@@ -159,7 +159,8 @@ class Dispatcher:
     def surplus(self) -> list[Task]:
         """Return tasks that no child will come to soon; they are no longer this dispatcher's."""
         for task, seconds in self.running():
-            self.scheduler.still_running(task.label, seconds)
+            if seconds > BLOCKED_SECONDS:
+                self.scheduler.still_running(task.label, seconds)
         overdue = time.monotonic() - BLOCKED_SECONDS
         blocked = [p for p in self.pool.processes if p.sent and p.progressed <= overdue]
         for process in blocked:

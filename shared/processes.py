@@ -14,7 +14,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
@@ -91,7 +91,7 @@ class ProcessPool:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self.watch(self._wake_read, self._woken)
 
     def start(self) -> None:
         """Start the children; they report for work through `poll`."""
@@ -118,6 +118,19 @@ class ProcessPool:
         with contextlib.suppress(OSError):
             self._wake_write.send(b"\0")
 
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_read.recv(4096):
+                pass
+
+    def watch(self, sock: socket.socket, readable: Callable[[], None]) -> None:
+        """Let `poll` return, and call `readable`, when there is something to read from `sock`."""
+        self._selector.register(sock, selectors.EVENT_READ, readable)
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Undo `watch`; before `sock` is closed."""
+        self._selector.unregister(sock)
+
     def send(self, process: Process, tasks: Sequence[frames.Task]) -> None:
         """Queue tasks in a child's pipe; gives them their tokens."""
         parts = []
@@ -140,12 +153,10 @@ class ProcessPool:
         """Wait for children for up to `timeout` seconds; returns what happened."""
         events: list[Event] = []
         for key, mask in self._selector.select(timeout):
-            if key.fileobj is self._wake_read:
-                with contextlib.suppress(BlockingIOError):
-                    while self._wake_read.recv(4096):
-                        pass
+            if not isinstance(key.data, Process):
+                key.data()
                 continue
-            process: Process = key.data
+            process = key.data
             if process not in self.processes:
                 continue
             if mask & selectors.EVENT_WRITE:

@@ -2,8 +2,8 @@
 
     queues --Claims.take--> Dispatcher (children) --results--> Finisher.flush--> Redis
 
-One thread runs the loop in `run`; the Waiter's threads only wake it. All trouble with the server
-ends in `_outage`: the children go on, results are kept, and the loop tries again.
+One thread runs the loop in `run`. All trouble with the server ends in `_outage`: the children go
+on, results are kept, and the loop tries again.
 """
 
 from __future__ import annotations
@@ -63,11 +63,7 @@ class Node:
             self._broker, config.name, config.queues, config.url, config.max_attempts
         )
         self._finisher = Finisher(self._broker, config.name)
-        self._waiter = Waiter(
-            lambda: connect(config.url, check=False, retries=0),
-            config.queues,
-            self._dispatcher.pool.wake,
-        )
+        self._waiter = Waiter(self._broker.client, config.queues, self._dispatcher.pool)
         self._crashes: list[tuple[Claim, Crashed]] = []
         self._queues_empty = False
         self._stop_at: float | None = None
@@ -114,7 +110,6 @@ class Node:
         )
         try:
             self._dispatcher.start()
-            self._waiter.start()
             while not self._finished():
                 self._take_results(self._patience())
                 self._talk()
@@ -250,6 +245,7 @@ class Node:
             self._beat_at = now + self.config.lease / 3
             self._said_busy = self._dispatcher.busy
             self._registration.renew(self._said_busy, self._claims.started())
+            self._waiter.check()
             recover_lost_nodes(
                 self._broker, self.config.name, self._finisher, self.config.max_attempts
             )
@@ -280,10 +276,12 @@ class Node:
         self._backoff = min(_MAX_BACKOFF, max(_FIRST_BACKOFF, self._backoff * 2))
         self._talk_at = time.monotonic() + self._backoff
         self._beat_at = self._talk_at
+        self._waiter.reset()
 
     def _shut_down(self) -> None:
         running = [task for task, _ in self._dispatcher.running()]
         waiting = self._dispatcher.take_back()
+        self._waiter.reset()
         self._dispatcher.stop()
         try:
             self._finisher.finish()
@@ -293,6 +291,5 @@ class Node:
             self._registration.unregister()
         except (RedisError, OSError) as error:
             log.warning("could not say goodbye to the server: %s", error)
-        self._waiter.stop(self._broker.client)
         self._broker.client.close()
         log.info("node %s: stopped", self.config.name)

@@ -1,81 +1,94 @@
-"""Blocks on queues in place of the node, which has children to watch."""
+"""Lets a node without work sleep until one of its queues has a job."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from farpool.shared.broker import Broker
+from farpool.shared import keys
+from farpool.shared.processes import ProcessPool
 
 BLOCK_SECONDS = 5.0
-_STOP_SECONDS = 2.0
+_LATE_SECONDS = 5.0
 
 
 class Waiter:
-    """Wakes its owner when a queue has a job, and takes none itself.
+    """Wakes the loop of a node when a queue has a job, and takes none itself.
 
-    One thread and one connection per queue, because a blocking peek looks at one key.
+    One connection per queue blocks on the server, because a blocking peek looks at one key. Its
+    answer ends the `poll` of the node's processes.
 
     Args:
-        connect: makes a client with connections of its own.
+        client: where to take connections from.
         queues: names of the queues.
-        wake: called from a thread; must be quick.
+        processes: whose `poll` watches the connections.
     """
 
-    def __init__(
-        self, connect: Callable[[], Redis], queues: Sequence[str], wake: Callable[[], None]
-    ) -> None:
-        self._connect = connect
-        self._wake = wake
-        self._stopping = False
-        self._armed = {queue: threading.Event() for queue in queues}
-        self._blocked: dict[str, int] = {}
+    def __init__(self, client: Redis, queues: Sequence[str], processes: ProcessPool) -> None:
+        self._connections = client.connection_pool
+        self._queues = queues
+        self._processes = processes
+        self._blocked: dict[str, tuple[Any, float]] = {}
         self.found = False
         """Whether a queue has had a job, or the server went away, since `arm`."""
-        self._threads = [
-            threading.Thread(
-                target=self._run, args=(queue,), name=f"farpool-wait-{queue}", daemon=True
-            )
-            for queue in queues
-        ]
-
-    def start(self) -> None:
-        """Start the threads; they wait to be armed."""
-        for thread in self._threads:
-            thread.start()
 
     def arm(self) -> None:
-        """From now on, wake the owner once there is a job."""
+        """From now on, wake the loop once there is a job."""
         self.found = False
-        for armed in self._armed.values():
-            armed.set()
+        for queue in self._queues:
+            if queue not in self._blocked:
+                self._block(queue)
 
-    def _run(self, queue: str) -> None:
-        armed = self._armed[queue]
-        with contextlib.closing(self._connect()) as client:
-            broker = Broker(client)
-            while armed.wait() and not self._stopping:
-                try:
-                    self._blocked[queue] = int(client.client_id())
-                    found = broker.wait_for_job(queue, BLOCK_SECONDS)
-                except (RedisError, OSError):
-                    # The owner meets the same outage on its own connection, and deals with it.
-                    found = True
-                if found and not self._stopping:
-                    armed.clear()
-                    self.found = True
-                    self._wake()
+    def _block(self, queue: str) -> None:
+        key = keys.queue(queue)
+        connection: Any = None
+        try:
+            connection = self._connections.get_connection()
+            # Moving the head onto itself is a blocking peek: all who wait are woken, none owns it.
+            connection.send_command("BLMOVE", key, key, "LEFT", "LEFT", BLOCK_SECONDS)
+        except (RedisError, OSError):
+            # The owner meets the same outage on its own connection, and deals with it.
+            self.found = True
+            if connection is not None:
+                self._let_go(connection)
+        else:
+            self._blocked[queue] = connection, time.monotonic()
+            self._processes.watch(connection._sock, partial(self._answered, queue))
 
-    def stop(self, client: Redis) -> None:
-        """End the threads, with the help of another connection to the same server."""
-        self._stopping = True
-        self.arm()
-        for blocked in self._blocked.values():
-            with contextlib.suppress(RedisError, OSError):
-                client.client_unblock(blocked)
-        for thread in self._threads:
-            thread.join(_STOP_SECONDS)
+    def _answered(self, queue: str) -> None:
+        connection, _ = self._blocked.pop(queue)
+        self._processes.unwatch(connection._sock)
+        try:
+            job = connection.read_response()
+        except (RedisError, OSError):
+            self.found = True
+            self._let_go(connection)
+            return
+        self._connections.release(connection)
+        if job is None:
+            self._block(queue)
+        else:
+            self.found = True
+
+    def _let_go(self, connection: Any) -> None:
+        connection.disconnect()
+        self._connections.release(connection)
+
+    def check(self) -> None:
+        """Give up connections on which the server should have answered long ago."""
+        overdue = time.monotonic() - BLOCK_SECONDS - _LATE_SECONDS
+        if any(since < overdue for _, since in self._blocked.values()):
+            self.reset()
+
+    def reset(self) -> None:
+        """Wait for nothing any more."""
+        self.found = True
+        for connection, _ in self._blocked.values():
+            self._processes.unwatch(connection._sock)
+            self._let_go(connection)
+        self._blocked.clear()
