@@ -12,6 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from farpool.producer.backend import Resolve, Submission
+from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session
 from farpool.shared import payload
 from farpool.shared.broker import Broker
@@ -21,7 +22,6 @@ from farpool.shared.jobs import NewJob, Tag
 log = logging.getLogger("farpool.pool")
 
 _NO_TIMEOUT = -1
-_RETRY_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
 
 
@@ -67,6 +67,7 @@ class ClusterBackend:
     def start(self, resolve: Resolve, broken: Callable[[BaseException], None]) -> None:
         """See `Backend.start`."""
         self._resolve = resolve
+        self._broken = broken
         self._thread.start()
 
     def new_id(self) -> str:
@@ -84,6 +85,7 @@ class ClusterBackend:
         self._working.set()
 
     def _run(self) -> None:
+        outage = Outage()
         while not self._stopped.is_set():
             if not self._session.pending:
                 self._working.clear()
@@ -91,12 +93,13 @@ class ClusterBackend:
                 if not self._session.pending:
                     self._working.wait()
                     continue
+            found: list[tuple[str, bytes]] = []
             try:
-                found = self._session.wait(BLOCK_SECONDS)
-            except (RedisError, OSError) as error:
-                log.warning("trouble with the server, trying again: %s", error)
-                self._stopped.wait(_RETRY_SECONDS)
-                continue
+                with outage.ridden_out():
+                    found = self._session.wait(BLOCK_SECONDS)
+            except RedisError as error:
+                self._broken(error)
+                return
             for job_id, data in found:
                 self._resolve(job_id, data)
 

@@ -9,6 +9,7 @@ from typing import Any
 from redis import Redis
 
 from farpool.producer.job import Job
+from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session, deadline_of, time_left
 from farpool.shared import outcome
 from farpool.shared.errors import TimeoutError
@@ -70,9 +71,12 @@ class Group:
 
     def _completions(self, timeout: float | None) -> Iterator[str]:
         deadline = deadline_of(timeout)
+        outage = Outage()
         yield from list(self._outcomes)
         while len(self._outcomes) < len(self._ids):
-            found = self._session.wait(time_left(deadline, BLOCK_SECONDS))
+            found: list[tuple[str, bytes]] = []
+            with outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
+                found = self._session.wait(time_left(deadline, BLOCK_SECONDS))
             for job_id, data in found:
                 self._outcomes[job_id] = data
             yield from (job_id for job_id, _ in found)

@@ -10,6 +10,7 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.results import Result
 
+from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, deadline_of, time_left
 from farpool.shared import keys, outcome
 from farpool.shared.broker import Broker
@@ -44,9 +45,14 @@ class Job(RQJob):
             BaseException: the exception that the task raised, its remote traceback as the cause.
         """
         deadline = deadline_of(timeout)
-        while (found := self._ended_within(time_left(deadline, BLOCK_SECONDS))) is None:
-            self._check_alive()
-            if time.monotonic() >= deadline:
+        outage = Outage()
+        found: Result | None = None
+        while found is None:
+            with outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
+                found = self._ended_within(time_left(deadline, BLOCK_SECONDS))
+                if found is None:
+                    self._check_alive()
+            if found is None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {self.id} has no result after {timeout} seconds")
         if found.type == Result.Type.SUCCESSFUL:
             return found.return_value

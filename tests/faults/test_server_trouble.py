@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from farpool import Queue
+from farpool import Pool, Queue
 from farpool.shared.broker import Broker
 from farpool.shared.connection import connect
 from farpool.shared.server import EmbeddedServer
@@ -44,6 +45,36 @@ def test_a_restart(tmp_path: Path, keeps_data: bool) -> None:
             assert queue.enqueue(tasks.square, 4).get(20) == 16
             wait_for(lambda: [found["name"] for found in Broker(client).nodes()] == [node.name])
             assert node.process.poll() is None
+    finally:
+        server.stop()
+
+
+def test_who_waits_rides_out_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = EmbeddedServer(socket=tmp_path / "s", data=tmp_path / "data")
+    server.start()
+    try:
+        with (
+            NodeProcess(server.url, processes=3),
+            contextlib.closing(connect(server.url)) as client,
+            Pool(url=server.url) as pool,
+            ThreadPoolExecutor() as threads,
+        ):
+            queue = Queue(connection=client)
+            markers = [str(tmp_path / name) for name in ("job", "group", "pool")]
+            waiting = [
+                threads.submit(queue.enqueue(tasks.block, markers[0]).get),
+                threads.submit(queue.enqueue_map(tasks.block, markers[1:2]).get),
+                threads.submit(pool.map_async(tasks.block, markers[2:]).get),
+            ]
+            wait_for(lambda: all(Path(marker).exists() for marker in markers))
+            server.process.kill()
+            server.process.wait()
+            wait_for(lambda: len(caplog.messages) >= 3)
+            server.stop()
+            server.start()
+            for marker in markers:
+                Path(f"{marker}.go").touch()
+            assert [future.result(30) for future in waiting] == ["done", ["done"], ["done"]]
     finally:
         server.stop()
 

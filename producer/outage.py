@@ -1,0 +1,44 @@
+"""What a producer does while the server does not answer: it says so once, and tries again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+from redis import exceptions
+
+log = logging.getLogger("farpool.producer")
+
+_RETRY_SECONDS = 0.25
+_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, OSError)
+
+
+class Outage:
+    """Rides out restarts of the server and breaks of the network, however long they are."""
+
+    def __init__(self) -> None:
+        self._known = False
+
+    @contextlib.contextmanager
+    def ridden_out(self, patience: float = math.inf) -> Iterator[None]:
+        """Wait a moment, at most `patience` seconds, in place of raising that the server is away.
+
+        Raises:
+            AuthenticationError, AuthorizationError: the server is there and refuses the login.
+        """
+        try:
+            yield
+        except (exceptions.AuthenticationError, exceptions.AuthorizationError):
+            raise
+        except _AWAY as error:
+            if not self._known:
+                log.warning("trouble with the server, trying again: %s", error)
+            self._known = True
+            time.sleep(max(0.0, min(patience, _RETRY_SECONDS)))
+        else:
+            if self._known:
+                log.warning("the server answers again")
+            self._known = False
