@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from redis.commands.core import Script
@@ -25,11 +25,24 @@ ABANDONED_SECONDS = 90
 """RQ's maintenance takes a started job for abandoned this long after its last heartbeat; far
 beyond the lease, so that a node's janitor always comes first."""
 _ENQUEUE_BATCH = 500
+_SENT_SECONDS = 60
+"""How long the server knows that a call was made; redis-py's retries all fall into that time."""
 _OUTPUT_LINES = 10_000
 
 
 class NotRegisteredError(Exception):
     """The node has no lease, so it may not hold claims: it must register again."""
+
+
+class Completed(NamedTuple):
+    """What came of a batch of completions."""
+
+    stale: int
+    """Completions that came too late and were dropped."""
+    depended: list[str]
+    """Ids of ended jobs on which others depend."""
+    broken: list[str]
+    """Ids of jobs whose keys hold something else than RQ's records; they have no outcome."""
 
 
 class Broker:
@@ -64,7 +77,7 @@ class Broker:
         result_ttl: int | None = None,
         failure_ttl: int | None = None,
     ) -> None:
-        """Add jobs with new ids to a queue; safe to send again when the answer was lost.
+        """Add jobs with new ids to a queue; sent again within a minute, it adds nothing.
 
         Args:
             queue: name of the queue.
@@ -82,10 +95,13 @@ class Broker:
         for name, value in options:
             if value is not None:
                 shared += (name, value)
-        head = ["front" if at_front else "back", "" if ttl is None else ttl, len(shared), *shared]
+        head = [
+            "front" if at_front else "back", "" if ttl is None else ttl, _SENT_SECONDS,
+            len(shared), *shared,
+        ]  # fmt: skip
         batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
         for batch in reversed(batches) if at_front else batches:
-            names = [keys.QUEUES, keys.queue(queue)]
+            names = [keys.QUEUES, keys.queue(queue), keys.sent(batch[0].id)]
             args = list(head)
             for job in reversed(batch) if at_front else batch:
                 names.append(keys.job(job.id))
@@ -225,17 +241,10 @@ class Broker:
     def _complete(self) -> Script:
         return self._script("complete")
 
-    def complete(self, node: str, completions: Sequence[Completion]) -> Call[tuple[int, list[str]]]:
-        """Record what became of claimed jobs, at most 1,000; the first completion of a job wins.
-
-        Returns:
-            The number of completions that came too late and were dropped, and the ids of
-            finished jobs on which others depend.
-        """
+    def complete(self, node: str, completions: Sequence[Completion]) -> Call[Completed]:
+        """Record what became of claimed jobs, at most 1,000; the first completion of a job wins."""
         names = [keys.claims(node), keys.worker(node), keys.worker_executions(node)]
-        good = sum(completion.how != "failed" for completion in completions)
-        seconds = sum(completion.ended - completion.started for completion in completions)
-        args: list[Any] = [keys.PREFIX, node, RESULT_SECONDS, good, repr(seconds)]
+        args: list[Any] = [keys.PREFIX, node, RESULT_SECONDS]
         job_prefix, stream_prefix = keys.job(""), keys.result_stream("")
         for job in completions:
             key = job_prefix + job.id
@@ -245,10 +254,12 @@ class Broker:
                 repr(job.started), repr(job.ended), job.ttl, job.tag.session,
                 "1" if job.tag.announce else "", job.outcome, job.record,
             )  # fmt: skip
-        return Call(
-            self.client, self._complete, names, args,
-            lambda reply: (reply[0], [name.decode() for name in reply[1:]]),
-        )  # fmt: skip
+
+        def read(reply: list[Any]) -> Completed:
+            stale, depended, broken = reply
+            return Completed(stale, [i.decode() for i in depended], [i.decode() for i in broken])
+
+        return Call(self.client, self._complete, names, args, read)
 
     @cached_property
     def _release(self) -> Script:
@@ -334,10 +345,6 @@ class Broker:
             _, execution, queue = claim.decode().split(" ", 2)
             found[job_id.decode()] = execution, queue
         return found
-
-    def forget_claim(self, node: str, job_id: str) -> None:
-        """Let go of a job that can be neither finished nor given back."""
-        self.client.hdel(keys.claims(node), job_id)
 
     def claimed_by_queue(self, nodes: Iterable[str]) -> dict[str, int]:
         """Return for each queue the number of jobs that these nodes hold."""

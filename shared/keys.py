@@ -56,6 +56,11 @@ def results(session: str) -> str:
     return f"{PREFIX}:farpool:results:{session}"
 
 
+def sent(job_id: str) -> str:
+    """Mark of the enqueueing call whose first job is `job_id`."""
+    return f"{PREFIX}:farpool:sent:{job_id}"
+
+
 def done(session: str) -> str:
     """Stream that announces which jobs of one session have an outcome."""
     return f"{PREFIX}:farpool:done:{session}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_a_stock_worker(url: str, client: Redis) -> None:
     # RQ keeps a failure for a year, but its stream of results for ever.
     bad.delete()
     assert group.get(20) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("result_ttl", [0, 500])
+def test_dependents(start_node: Callable[..., NodeProcess], url: str, result_ttl: int) -> None:
+    queue = Queue(url=url)
+    first = queue.enqueue(tasks.square, 2, result_ttl=result_ttl)
+    second = queue.enqueue(tasks.square, 3, depends_on=first)
+    start_node()
+    assert second.get(20) == 9
 
 
 def test_the_current_job(node: NodeProcess, url: str) -> None:

@@ -9,10 +9,8 @@ import time
 import zlib
 from collections import deque
 
-from redis.exceptions import ResponseError
-
 from farpool.shared import outcome
-from farpool.shared.broker import Broker
+from farpool.shared.broker import Broker, Completed
 from farpool.shared.call import Call
 from farpool.shared.dispatcher import Crashed, Done, Printed
 from farpool.shared.errors import FarpoolError, WorkerLostError
@@ -42,8 +40,7 @@ class Finisher:
         self._completions: list[Completion] = []
         self._lines: list[tuple[str, str, int, str]] = []
         self._oldest = 0.0
-        self._calls: deque[tuple[Call[tuple[int, list[str]]], list[Completion]]] = deque()
-        self._singles = 0
+        self._calls: deque[tuple[Call[Completed], list[Completion]]] = deque()
         self.dropped = 0
         """Completions that came too late and were not recorded."""
 
@@ -141,11 +138,9 @@ class Finisher:
             self._broker.output(self._lines)
             self._lines.clear()
         if self._completions:
-            size = 1 if self._singles else MAX_BATCH
-            self._singles = max(0, self._singles - 1)
-            batch = self._completions[:size]
+            batch = self._completions[:MAX_BATCH]
             self._calls.append((self._broker.complete(self._node, batch), batch))
-            del self._completions[:size]
+            del self._completions[:MAX_BATCH]
             self._oldest = time.monotonic()
 
     def settle(self, left: int = 0) -> list[str]:
@@ -161,18 +156,14 @@ class Finisher:
         while len(self._calls) > left:
             call, batch = self._calls.popleft()
             try:
-                stale, parents = call.result()
-            except ResponseError as error:
-                self._completions = batch + self._completions
-                if not _is_about_keys(error):
-                    raise
-                self._skip_impossible(len(batch), error)
+                completed = call.result()
             except BaseException:
                 self._take_back(batch)
                 raise
-            else:
-                self.dropped += stale
-                dependents += parents
+            self.dropped += completed.stale
+            dependents += completed.depended
+            for job_id in completed.broken:
+                log.error("job %s has no outcome: its keys are not RQ's", job_id)
         return dependents
 
     def _take_back(self, batch: list[Completion]) -> None:
@@ -182,15 +173,6 @@ class Finisher:
             batch += sent
         self._calls.clear()
         self._completions = batch + self._completions
-
-    def _skip_impossible(self, size: int, error: ResponseError) -> None:
-        """Find the job whose keys hold something else than RQ's records, and give it up."""
-        if size == 1:
-            job = self._completions.pop(0)
-            self._broker.forget_claim(self._node, job.id)
-            log.error("job %s has no outcome: its keys are not RQ's (%s)", job.id, error)
-        else:
-            self._singles = size
 
     def finish(self) -> list[str]:
         """Flush and settle until nothing is left; see both."""
@@ -204,11 +186,6 @@ class Finisher:
 def _ttl(field: bytes) -> bytes:
     """Return a job's time to live if it is one; no script can work with anything else."""
     return field if field == b"-1" or (field.isdigit() and len(field) <= 10) else b""
-
-
-def _is_about_keys(error: ResponseError) -> bool:
-    """Whether the script met something it cannot work with, and not a state of the server."""
-    return type(error) is ResponseError and ("WRONGTYPE" in str(error) or "script" in str(error))
 
 
 def _error(error: Exception) -> tuple[bytes, bytes]:

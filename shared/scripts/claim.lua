@@ -37,9 +37,13 @@ for k = 4, #KEYS do
     local key = ARGV[3] .. id
     local job = redis.pcall('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
       'description', 'farpool', 'ttl', 'status')
-    -- A job that was deleted, expired or canceled while it waited is dropped, and so is what is
-    -- no job: its key is no hash, or its id is none that RQ takes.
-    if not job.err and job[1] and job[8] ~= 'canceled' and string.match(id, '^[%w_-]+$') then
+    -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
+    -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
+    if not job.err and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
+        and string.match(id, '^[%w_-]+$') then
+      if job[8] ~= 'queued' then
+        redis.call('HSET', key, 'status', 'queued')
+      end
       if job[7] and job[7] ~= '' then
         redis.call('PERSIST', key)
       end

@@ -32,7 +32,8 @@ for i = 1, #flat, 2 do
       attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
     end
     if attempts >= tonumber(ARGV[3]) then
-      redis.call('HSET', KEYS[3], id, 'c ' .. execution .. ' ' .. queue)
+      -- Still started: if the caller is lost too, it is not tried again.
+      redis.call('HSET', KEYS[3], id, 's ' .. execution .. ' ' .. queue)
       reply[#reply + 1] = {id, execution, queue, redis.call('HGET', job, 'farpool') or ''}
     else
       redis.call('HSET', job, 'status', 'queued')

@@ -15,7 +15,8 @@ for at = #ARGV - 3, 3, -4 do
   if started or claim == 'c ' .. rest then
     local attempts = 0
     local status = redis.call('HGET', job, 'status')
-    local wanted = status and status ~= 'canceled'
+    -- Any other status means that RQ's maintenance or a user decided meanwhile.
+    local wanted = status == 'queued' or status == 'started'
     if wanted and ARGV[at + 3] == '1' then
       attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
     end

@@ -3,7 +3,7 @@
 -- KEYS: 1 claims of this node, 2 RQ's executions of this worker, 3.. the job hash of each job
 -- ARGV: 1 node, 2 RQ's key prefix, 3 time now as RQ writes it, 4 seconds until RQ may take the
 --       executions for abandoned, then for each job: id, execution, queue, time of start
--- Returns: the ids whose claim is gone or whose job was canceled or deleted
+-- Returns: the ids whose claim is gone, or about whose job somebody decided otherwise meanwhile
 local node, prefix, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local epoch = tonumber(redis.call('TIME')[1])
 local gone = {}
@@ -13,7 +13,8 @@ for k = 3, #KEYS do
   at = at + 4
   local claim = redis.call('HGET', KEYS[1], id)
   local status = redis.call('HGET', KEYS[k], 'status')
-  if claim == 'c ' .. execution .. ' ' .. queue and status and status ~= 'canceled' then
+  local wanted = status == 'queued' or status == 'started'
+  if claim == 'c ' .. execution .. ' ' .. queue and wanted then
     local member = id .. ':' .. execution
     redis.call('HSET', KEYS[1], id, 's ' .. execution .. ' ' .. queue)
     redis.call('HSET', KEYS[k], 'status', 'started', 'started_at', started,
@@ -27,7 +28,7 @@ for k = 3, #KEYS do
     redis.call('ZADD', executions, epoch + ttl + 60, execution)
     redis.call('EXPIRE', executions, ttl + 60)
     redis.call('SADD', KEYS[2], member)
-  elseif claim ~= 's ' .. execution .. ' ' .. queue or not status or status == 'canceled' then
+  elseif claim ~= 's ' .. execution .. ' ' .. queue or not wanted then
     gone[#gone + 1] = id
   end
 end
