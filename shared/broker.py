@@ -312,8 +312,12 @@ class Broker:
 
     def heartbeat(
         self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim]
-    ) -> bool:
-        """Renew a node's lease for all it holds; False if it must register (again)."""
+    ) -> list[str] | None:
+        """Renew a node's lease for all it holds.
+
+        Returns:
+            The names of nodes whose lease has ended; None if this node must register (again).
+        """
         names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
         args: list[Any] = [
             node, repr(lease), worker_ttl, iso(time.time()), "busy" if busy else "idle",
@@ -321,7 +325,8 @@ class Broker:
         ]  # fmt: skip
         for claim in started:
             args += (claim.id, claim.execution, claim.queue)
-        return bool(self._heartbeat(names, args))
+        known, *lost = cast(list[Any], self._heartbeat(names, args))
+        return [name.decode() for name in lost] if known else None
 
     def lease(self, node: str, seconds: float, processes: int) -> None:
         """Give a node a lease, so that it may hold claims, and say how many processes it has."""

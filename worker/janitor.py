@@ -10,19 +10,16 @@ from farpool.worker.finisher import Finisher
 log = logging.getLogger("farpool.node")
 
 
-def recover_lost_nodes(broker: Broker, node: str, finisher: Finisher, max_attempts: int) -> None:
-    """Take over from every node whose lease has ended, whatever ended it.
+def recover(broker: Broker, node: str, lost: str, finisher: Finisher, max_attempts: int) -> None:
+    """Take over what the node `lost` held, whose lease has ended, whatever ended it.
 
     What it had not started goes back to its queue uncharged; what it had started is charged an
     attempt, and failed through `finisher` once it has had `max_attempts`.
     """
-    for lost, left in broker.leases().items():
-        if left > 0 or lost == node:
-            continue
-        recovered = broker.recover(node, lost, max_attempts)
-        if recovered is None:
-            continue
-        released, exhausted = recovered
-        log.warning("node %s is lost: %d jobs put back, %d failed", lost, released, len(exhausted))
-        for claim in exhausted:
-            finisher.lost(claim, f"the node {lost} that ran the task was lost", max_attempts)
+    recovered = broker.recover(node, lost, max_attempts)
+    if recovered is None:
+        return
+    released, exhausted = recovered
+    log.warning("node %s is lost: %d jobs put back, %d failed", lost, released, len(exhausted))
+    for claim in exhausted:
+        finisher.lost(claim, f"the node {lost} that ran the task was lost", max_attempts)

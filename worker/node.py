@@ -25,7 +25,7 @@ from farpool.shared.jobs import Claim
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
 from farpool.worker.finisher import Finisher
-from farpool.worker.janitor import recover_lost_nodes
+from farpool.worker.janitor import recover
 from farpool.worker.registration import Registration
 from farpool.worker.waiter import Waiter
 
@@ -244,11 +244,12 @@ class Node:
         if now >= self._beat_at or (self._dispatcher.busy and not self._said_busy):
             self._beat_at = now + self.config.lease / 3
             self._said_busy = self._dispatcher.busy
-            self._registration.renew(self._said_busy, self._claims.started())
+            lost_nodes = self._registration.renew(self._said_busy, self._claims.started())
             self._waiter.check()
-            recover_lost_nodes(
-                self._broker, self.config.name, self._finisher, self.config.max_attempts
-            )
+            for lost in lost_nodes:
+                recover(
+                    self._broker, self.config.name, lost, self._finisher, self.config.max_attempts
+                )
 
     def _hand_back(self) -> None:
         tasks = self._dispatcher.take_back()

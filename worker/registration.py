@@ -63,15 +63,20 @@ class Registration:
         self._worker.register_birth()
         self._broker.lease(self._name, self._lease, self._processes)
 
-    def renew(self, busy: bool, started: Iterable[Claim]) -> None:
+    def renew(self, busy: bool, started: Iterable[Claim]) -> list[str]:
         """Renew the lease, which covers all claims, and RQ's records of what was started.
+
+        Returns:
+            The names of nodes whose lease has ended.
 
         Raises:
             NotRegisteredError: the lease has ended and others took over, or the server is new.
         """
         ttl = self._worker.worker_ttl + 60
-        if not self._broker.heartbeat(self._name, self._lease, ttl, busy, started):
+        lost = self._broker.heartbeat(self._name, self._lease, ttl, busy, started)
+        if lost is None:
             raise NotRegisteredError(self._name)
+        return lost
 
     def unregister(self) -> None:
         """Say goodbye; the node holds nothing any more."""

@@ -4,13 +4,15 @@
 -- ARGV: 1 node, 2 seconds of lease, 3 seconds to keep the worker's hash, 4 time now as RQ writes
 --       it, 5 state ("busy" or "idle"), 6 RQ's key prefix, 7 seconds until RQ may take an
 --       execution for abandoned, then for each started job: id, execution, queue
--- Returns: 1, or 0 if the node is not registered (any more) and must register again
+-- Returns: {1, name of a node whose lease has ended, ...}, or {0} if the node is not registered
+--          (any more) and must register again
 local now = redis.call('TIME')
 local epoch = tonumber(now[1])
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('EXISTS', KEYS[2]) == 0 then
-  return 0
+  return {0}
 end
-redis.call('ZADD', KEYS[1], epoch + tonumber(now[2]) / 1e6 + tonumber(ARGV[2]), ARGV[1])
+local exact = epoch + tonumber(now[2]) / 1e6
+redis.call('ZADD', KEYS[1], exact + tonumber(ARGV[2]), ARGV[1])
 redis.call('HSET', KEYS[2], 'last_heartbeat', ARGV[4], 'state', ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('EXPIRE', KEYS[3], ARGV[3])
@@ -26,4 +28,4 @@ for at = 8, #ARGV, 3 do
     redis.call('EXPIRE', prefix .. ':executions:' .. id, ttl + 60)
   end
 end
-return 1
+return {1, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', exact))}

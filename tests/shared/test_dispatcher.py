@@ -1,0 +1,401 @@
+"""Tasks on real child processes: what comes back, and what becomes of children that die."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import operator
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rq.timeouts import JobTimeoutException
+
+from farpool.shared import frames, outcome, payload, preload
+from farpool.shared.child import ChildConfig
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, Result
+from farpool.shared.frames import Task
+from farpool.shared.functions import name_of
+from farpool.shared.processes import Broken
+from tests.support import tasks
+from tests.support.nodes import ROOT
+from tests.support.waiting import wait_for
+
+Start = Callable[..., Dispatcher]
+PARENT = """
+import sys
+from multiprocessing import get_context
+from farpool.shared.child import ChildConfig
+from farpool.shared.dispatcher import Dispatcher
+from tests.shared.test_dispatcher import task, wait_ready
+from tests.support import tasks
+
+if __name__ == "__main__":
+    dispatcher = Dispatcher(2, ChildConfig(), get_context(sys.argv[1]))
+    dispatcher.start()
+    wait_ready(dispatcher)
+    dispatcher.add([task(tasks.block, sys.argv[2])])
+    dispatcher.step(0)
+    print(*(child.pid for child in dispatcher.pool.processes), flush=True)
+    dispatcher.step(None)
+"""
+
+
+def task(
+    function: Callable[..., object], *args: Any, key: str = "", flags: int = 0, timeout: float = 0
+) -> Task:
+    """A call of an importable function; all have the label f."""
+    data = payload.dumps((name_of(function), None, args, {}))
+    return Task(0, flags, timeout, key, data, key, "f")
+
+
+def appends(path: Path, count: int) -> list[Task]:
+    return [task(tasks.append, str(path), str(n), key=str(n)) for n in range(count)]
+
+
+def step_until(dispatcher: Dispatcher, condition: Callable[[list[Result]], object]) -> list[Result]:
+    """Step until `condition(results so far)`; returns the results."""
+    results = dispatcher.step(0)
+    deadline = time.monotonic() + 60
+    while not condition(results):
+        assert time.monotonic() < deadline, f"not true within a minute; so far: {results}"
+        # Not for long, because some conditions are about files.
+        results += dispatcher.step(0.05)
+    return results
+
+
+def finish(dispatcher: Dispatcher) -> list[Result]:
+    """Step until nothing waits or runs."""
+    return step_until(dispatcher, lambda _: not dispatcher.busy)
+
+
+def values(results: list[Result]) -> dict[str, Any]:
+    """What the tasks returned, by their keys."""
+    done = [result for result in results if isinstance(result, Done)]
+    return {result.task.key: outcome.result(result.reply.body) for result in done}
+
+
+def pids(dispatcher: Dispatcher) -> set[int]:
+    return {child.pid for child in dispatcher.pool.processes}
+
+
+def wait_ready(dispatcher: Dispatcher) -> None:
+    step_until(dispatcher, lambda _: all(child.ready for child in dispatcher.pool.processes))
+
+
+def run_blocking(dispatcher: Dispatcher, marker: Path) -> int:
+    """Run a task that blocks, as the only one; returns the pid of its process once it runs."""
+    dispatcher.add([task(tasks.block, str(marker), key=marker.name)])
+    step_until(dispatcher, lambda _: lines(marker))
+    return int(marker.read_text())
+
+
+def unblock(marker: Path) -> None:
+    Path(f"{marker}.go").touch()
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts dispatchers whose children are ready, and stops them after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(size: int, *, short: bool = False, **options: Any) -> Dispatcher:
+            dispatcher = Dispatcher(size, ChildConfig(**options))
+            stack.callback(dispatcher.stop)
+            dispatcher.start()
+            wait_ready(dispatcher)
+            if short:
+                # What is known as short goes to children many at a time.
+                dispatcher.scheduler.learn("f", 0.0)
+            return dispatcher
+
+        yield start
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_results_come_back_from_other_processes(method: str) -> None:
+    dispatcher = Dispatcher(2, ChildConfig(), get_context(method))
+    dispatcher.start()
+    try:
+        dispatcher.add(task(tasks.square, n, key=str(n)) for n in range(50))
+        assert dispatcher.busy
+        results = finish(dispatcher)
+        assert values(results) == {str(n): n * n for n in range(50)}
+        assert {result.pid for result in results if isinstance(result, Done)} <= pids(dispatcher)
+        assert os.getpid() not in pids(dispatcher)
+    finally:
+        dispatcher.stop()
+
+
+def test_a_failed_task_leaves_its_child_as_it_was(start: Start) -> None:
+    dispatcher = start(1)
+    before = pids(dispatcher)
+    dispatcher.add([task(tasks.fail, "no"), task(tasks.exit_with, 3), task(tasks.square, 3)])
+    failed, exited, squared = finish(dispatcher)
+    assert isinstance(failed, Done)
+    assert isinstance(exited, Done)
+    assert failed.reply.kind == exited.reply.kind == frames.FAILED
+    assert repr(outcome.error(failed.reply.body)) == "ValueError('no')"
+    assert b"raise ValueError(text)" in failed.reply.text
+    assert repr(outcome.error(exited.reply.body)) == "SystemExit(3)"
+    assert list(values([squared]).values()) == [9]
+    assert pids(dispatcher) == before
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("SIGKILL", "was killed by SIGKILL"),
+        ("SIGSEGV", "was killed by SIGSEGV"),
+        ("exit", "exited with code 7"),
+    ],
+)
+def test_a_child_that_dies_of_a_task_is_replaced(start: Start, how: str, reason: str) -> None:
+    dispatcher = start(1, short=True)
+    before = pids(dispatcher)
+    ahead, behind = ([task(tasks.pid, key=f"{side}{n}") for n in range(20)] for side in "ab")
+    dispatcher.add([*ahead, task(tasks.die, how, key="dies"), *behind])
+    results = finish(dispatcher)
+    assert len(results) == 41
+    [crash] = [result for result in results if isinstance(result, Crashed)]
+    assert (crash.task.key, crash.reason, {crash.pid}) == ("dies", reason, before)
+    # Nobody but the task that died of itself is charged; the others run on the next child.
+    ran = values(results)
+    assert ran.keys() == {other.key for other in ahead + behind}
+    assert {ran[other.key] for other in behind} == pids(dispatcher) != before
+
+
+def test_what_a_task_started_ends_with_its_child(start: Start) -> None:
+    dispatcher = start(1)
+    dispatcher.add([task(os.spawnvp, os.P_NOWAIT, "sleep", ["sleep", "60"], key="sleep")])
+    sleeping = values(finish(dispatcher))["sleep"]
+    assert is_alive(sleeping)
+    dispatcher.add([task(tasks.die)])
+    finish(dispatcher)
+    wait_for(lambda: not is_alive(sleeping))
+
+
+def test_a_task_past_its_time_limit_fails_and_its_child_goes_on(
+    start: Start, tmp_path: Path
+) -> None:
+    dispatcher = start(1)
+    before = pids(dispatcher)
+    dispatcher.add([task(tasks.block, str(tmp_path / "marker"), timeout=0.1), task(tasks.pid)])
+    late, after = finish(dispatcher)
+    assert isinstance(late, Done)
+    assert type(outcome.error(late.reply.body)) is JobTimeoutException
+    assert set(values([after]).values()) == before
+
+
+def test_an_idle_child_that_is_killed_is_replaced_and_nobody_is_told(start: Start) -> None:
+    dispatcher = start(1)
+    [pid] = pids(dispatcher)
+    os.kill(pid, signal.SIGKILL)
+    assert step_until(dispatcher, lambda _: pid not in pids(dispatcher)) == []
+    dispatcher.add([task(tasks.pid, key="after")])
+    assert values(finish(dispatcher))["after"] in pids(dispatcher) - {pid}
+
+
+def test_tasks_behind_a_long_one_move_to_an_idle_child(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(2, short=True)
+    marker = tmp_path / "long"
+    held_up = run_blocking(dispatcher, marker)
+    # Each child gets half of them.
+    dispatcher.add(task(tasks.pid, key=str(n)) for n in range(40))
+    ran = values(step_until(dispatcher, lambda results: len(results) == 40))
+    assert ran.keys() == {str(n) for n in range(40)}
+    assert set(ran.values()) == pids(dispatcher) - {held_up}
+    assert [running.key for running, _ in dispatcher.running()] == ["long"]
+    unblock(marker)
+    assert values(finish(dispatcher)) == {"long": "done"}
+
+
+def test_what_is_taken_back_does_not_run(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(1, short=True)
+    marker, log = tmp_path / "long", tmp_path / "log"
+    run_blocking(dispatcher, marker)
+    # More than a child gets at once, so that some still wait here.
+    waiting = appends(log, 300)
+    dispatcher.add(waiting)
+    dispatcher.step(0)
+    assert 1 < dispatcher.sent < 300
+    assert dispatcher.take_back() == waiting
+    assert dispatcher.sent == 1
+    # The child comes to this one only after those that were taken from it.
+    dispatcher.add([task(tasks.append, str(log), "last", key="last")])
+    unblock(marker)
+    assert values(finish(dispatcher)) == {"long": "done", "last": "last"}
+    assert lines(log) == ["last"]
+
+
+def test_every_task_either_runs_or_is_taken_back(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(2, short=True)
+    log = tmp_path / "log"
+    for _ in range(5):
+        log.unlink(missing_ok=True)
+        dispatcher.add(appends(log, 400))
+        results = step_until(dispatcher, len)
+        taken = dispatcher.take_back()
+        results += finish(dispatcher)
+        ran = Counter(lines(log))
+        assert ran == Counter(values(results).keys())
+        assert ran + Counter(back.key for back in taken) == Counter(map(str, range(400)))
+
+
+def test_what_waits_is_surplus_when_long_tasks_hold_up_every_child(
+    start: Start, tmp_path: Path
+) -> None:
+    dispatcher = start(2, short=True)
+    markers, log = [tmp_path / "a", tmp_path / "b"], tmp_path / "log"
+    assert {run_blocking(dispatcher, marker) for marker in markers} == pids(dispatcher)
+    waiting = appends(log, 300)
+    for short in waiting:
+        # Not what the long ones are, or it would be taken for long as well.
+        short.label = "short"
+    dispatcher.scheduler.learn("short", 0.0)
+    dispatcher.add(waiting)
+    surplus: list[Task] = []
+
+    def all_given_up(_: list[Result]) -> bool:
+        surplus.extend(dispatcher.surplus())
+        return len(surplus) == len(waiting)
+
+    step_until(dispatcher, all_given_up)
+    assert sorted(surplus, key=lambda given: int(given.key)) == waiting
+    for marker in markers:
+        unblock(marker)
+    assert values(finish(dispatcher)) == {"a": "done", "b": "done"}
+    assert lines(log) == []
+
+
+def test_what_idle_children_can_do_at_once_is_no_surplus(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(2, short=True)
+    dispatcher.add(appends(tmp_path / "log", 100))
+    assert dispatcher.surplus() == []
+    assert len(values(finish(dispatcher))) == 100
+
+
+def test_large_payloads_both_ways_at_once(start: Start) -> None:
+    dispatcher = start(2, short=True)
+    payloads = {str(n): bytes([n]) * (20 << 20) for n in range(6)}
+    # Each child answers one while it is sent the next: whoever waited for room would wait for ever.
+    dispatcher.add(task(operator.concat, data, b"", key=key) for key, data in payloads.items())
+    assert values(finish(dispatcher)) == payloads
+
+
+def test_a_child_is_replaced_after_its_last_task(start: Start) -> None:
+    dispatcher = start(1, short=True, max_tasks=3)
+    dispatcher.add(task(tasks.pid, key=str(n)) for n in range(7))
+    ran = values(finish(dispatcher))
+    assert len(ran) == 7
+    assert sorted(Counter(ran.values()).values()) == [1, 3, 3]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_children_die_with_their_parent(method: str, tmp_path: Path) -> None:
+    script, marker = tmp_path / "parent.py", tmp_path / "marker"
+    script.write_text(PARENT)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, script, method, marker],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            children = list(map(int, parent.stdout.readline().split()))
+            # One of them is busy, the other idle.
+            wait_for(lambda: lines(marker))
+            assert list(map(is_alive, children)) == [True, True]
+        finally:
+            parent.kill()
+    wait_for(lambda: not any(map(is_alive, children)))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"preload": ("tests.support.broken",)}, r"(?s)broken\.py.*ZeroDivisionError"),
+        ({"initializer": tasks.fail, "initargs": ("no",)}, "ValueError: no"),
+        ({"initializer": os._exit, "initargs": (3,)}, "3 .* in a row .* exited with code 3"),
+    ],
+)
+def test_a_child_that_cannot_start_is_not_replaced_for_ever(
+    options: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A dispatcher sets it for its forkserver, and other tests are not to inherit that.
+    monkeypatch.setenv(preload.VARIABLE, "")
+    dispatcher = Dispatcher(1, ChildConfig(**options))
+    dispatcher.start()
+    try:
+        [broken] = step_until(dispatcher, lambda _: not dispatcher.pool.processes)
+    finally:
+        dispatcher.stop()
+    assert isinstance(broken, Broken)
+    assert re.search(reason, broken.text)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+def test_a_stopped_dispatcher_leaves_nothing(start: Start, tmp_path: Path) -> None:
+    # The first one also starts what the whole program keeps, like the forkserver.
+    start(1).stop()
+    # What other tests dropped is not to go between the two counts.
+    gc.collect()
+    before = descriptors()
+    dispatcher = start(2)
+    died = pids(dispatcher)
+    dispatcher.add([task(tasks.die)])
+    finish(dispatcher)
+    run_blocking(dispatcher, tmp_path / "marker")
+    children = pids(dispatcher) | died
+    assert descriptors() > before
+    dispatcher.stop()
+    assert not any(map(is_alive, children))
+    assert descriptors() == before
+
+
+def test_stop_gives_running_tasks_the_time_that_it_is_told(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(1, short=True)
+    marker, log = tmp_path / "marker", tmp_path / "log"
+    run_blocking(dispatcher, marker)
+    dispatcher.add(appends(log, 1))
+    dispatcher.step(0)
+    unblock(marker)
+    dispatcher.stop(60)
+    assert lines(log) == ["0"]
+
+
+def test_forwarded_output_comes_before_the_result(start: Start) -> None:
+    dispatcher = start(1)
+    dispatcher.add([task(tasks.say, "two\nlines", flags=frames.FORWARD_OUTPUT, key="forwarded")])
+    results = finish(dispatcher)
+    printed = [result for result in results[:-1] if isinstance(result, Printed)]
+    assert len(printed) == len(results) - 1
+    assert values(results[-1:]) == {"forwarded": "two\nlines"}
+    assert {result.task.key for result in printed} == {"forwarded"}
+    assert "".join(result.text for result in printed) == "two\nlines\n"
+    dispatcher.add([task(tasks.say, "not forwarded", key="not")])
+    [silent] = finish(dispatcher)
+    assert values([silent]) == {"not": "not forwarded"}
