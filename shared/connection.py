@@ -26,8 +26,9 @@ def url_or_default(url: str | None) -> str | None:
 
 
 def safe(url: str) -> str:
-    """Return `url` with the password replaced, for messages and logs."""
-    return re.sub(r"(//[^:@/]*:)[^@]*@", r"\1***@", url)
+    """Return `url` with passwords replaced, for messages and logs."""
+    shown = re.sub(r"(//[^:@/]*:).*@", r"\1***@", url, flags=re.DOTALL)
+    return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", shown)
 
 
 def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
@@ -52,14 +53,27 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
             health_check_interval=0,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
         )
+        # Options that redis-py does not know come to light here.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"cannot use the url {safe(url)!r}: {error} (expected redis://HOST:PORT/DB, "
-            "rediss://... or unix:///PATH)"
+            f"cannot use the url {safe(url)!r}: {_reason(error, url)} (expected "
+            "redis://HOST:PORT/DB, rediss://... or unix:///PATH)"
         ) from None
     if check:
-        check_server(client, url)
+        try:
+            check_server(client, url)
+        except BaseException:
+            client.close()
+            raise
     return client
+
+
+def _reason(error: Exception, url: str) -> str:
+    # The parser quotes the part that it stumbled over, which may be one of a password.
+    if "@" in url and isinstance(error, ValueError) and "scheme" not in str(error):
+        return "special characters in user and password must be percent-encoded"
+    return str(error)
 
 
 def check_server(client: Redis, url: str) -> None:
@@ -104,6 +118,11 @@ def translated_errors(url: str) -> Iterator[None]:
     except exceptions.NoPermissionError as error:
         raise ServerUnavailableError(f"the server at {where} refused: {error}") from None
     except exceptions.ResponseError as error:
+        if "unknown command" in str(error).lower():
+            # Such servers repeat the arguments, a password among them.
+            raise UnsupportedServerError(
+                f"the server at {where} is older than Redis 6; farpool needs 7.0 or later"
+            ) from None
         if "AUTH" in str(error).upper():
             raise ServerUnavailableError(
                 f"the server at {where} refused the login: {error}"

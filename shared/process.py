@@ -79,7 +79,8 @@ class Process:
 
     def kill(self) -> None:
         """Kill the child and what it started."""
-        with contextlib.suppress(ProcessLookupError):
+        # macOS does not permit it where only ended processes are left.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
             return
         # A child that has not come to lead a group yet; a dead one's id may be another's by now.

@@ -193,8 +193,9 @@ class ProcessPool:
             process.ready = True
             self._failed_starts = 0
         elif reply.kind == frames.BROKEN:
-            self.broken = Broken(reply.body, reply.text.decode("utf-8", "replace"))
-            yield self.broken
+            if self.broken is None:
+                self.broken = Broken(reply.body, reply.text.decode("utf-8", "replace"))
+                yield self.broken
         elif reply.kind == frames.OUTPUT:
             running = next((t for t in process.sent if t.token == reply.token), None)
             if running is not None:

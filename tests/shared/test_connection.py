@@ -156,11 +156,38 @@ def test_no_error_shows_the_password(answer: Answer, login: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rest", ["host:port", "host:99999", "ho[st", "host?socket_timeout=x"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "redis://:s3cret@host:port",
+        "redis://:s3cret@host:99999",
+        "redis://:s3cret@ho[st",
+        "redis://:s3cret@host?socket_timeout=x",
+        "redis://:s3cret/x@host",
+        "redis://:s3#cret@host",
+        "redis://:s3?cret@host",
+        "redis://host:port?password=s3cret",
+        "redis://host/?unknown=1&password=s3cret",
+        "http://:s3cret@host",
+    ],
+)
 def test_no_error_about_the_url_shows_the_password(rest: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        connect(f"redis://:s3cret@{rest}")
-    assert "s3cret" not in str(caught.value)
+        connect(rest)
+    assert "s3" not in str(caught.value)
+
+
+def test_a_server_that_knows_no_hello_is_too_old() -> None:
+    def answer(name: str) -> bytes:
+        echo = "`HELLO`, with args beginning with: `3`, `AUTH`, `default`, `s3cret`"
+        return f"-ERR unknown command {echo}, \r\n".encode()
+
+    with (
+        serving(answer) as address,
+        pytest.raises(UnsupportedServerError, match=r"older than Redis 6; farpool needs 7\.0") as e,
+    ):
+        connect(f"redis://:s3cret@{address}", retries=0)
+    assert "s3cret" not in str(e.value)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +198,9 @@ def test_no_error_about_the_url_shows_the_password(rest: str) -> None:
         ("redis://:s3cret@host:1/0", "redis://:***@host:1/0"),
         ("rediss://user:s3cret@host", "rediss://user:***@host"),
         ("unix://:s3cret@/path?db=1", "unix://:***@/path?db=1"),
+        ("unix:///a@b/path", "unix:///a@b/path"),
+        ("redis://user:s3cret@pw@host", "redis://user:***@host"),
+        ("redis://host?password=s3cret&db=1", "redis://host?password=***&db=1"),
     ],
 )
 def test_a_url_is_shown_with_its_user_and_without_its_password(url: str, shown: str) -> None:

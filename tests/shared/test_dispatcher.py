@@ -344,7 +344,7 @@ def test_a_child_that_cannot_start_is_not_replaced_for_ever(
 ) -> None:
     # A dispatcher sets it for its forkserver, and other tests are not to inherit that.
     monkeypatch.setenv(preload.VARIABLE, "")
-    dispatcher = Dispatcher(1, ChildConfig(**options))
+    dispatcher = Dispatcher(2, ChildConfig(**options))
     dispatcher.start()
     try:
         [broken] = step_until(dispatcher, lambda _: not dispatcher.pool.processes)
