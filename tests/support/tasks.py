@@ -62,8 +62,9 @@ def die_once(marker: str) -> int:
 
 def block(marker: str, seconds: float = 60) -> str:
     """Write the own process id to `marker`, then run until `marker` + '.go' exists."""
-    path = Path(marker)
-    path.write_text(str(os.getpid()))
+    unfinished = Path(f"{marker}.new")
+    unfinished.write_text(str(os.getpid()))
+    unfinished.rename(marker)
     deadline = time.monotonic() + seconds
     while not Path(f"{marker}.go").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
