@@ -16,8 +16,9 @@ def describe(client: Redis) -> str:
     info = client.info("server")
     name = info.get("server_name", "redis")
     server = f"{name} {info.get(f'{name}_version', info['redis_version'])}"
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
+        f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {kernel}, "
         f"Python {platform.python_version()}, {server}, rq {version('rq')}"
     )
 
