@@ -73,6 +73,15 @@ def node(start_node: Callable[..., NodeProcess]) -> NodeProcess:
     return start_node(processes=2)
 
 
+@pytest.fixture(params=["local", "cluster"])
+def where(request: pytest.FixtureRequest) -> str | None:
+    """Url for a pool: None for local processes, else that of a server with a node."""
+    if request.param == "local":
+        return None
+    request.getfixturevalue("node")
+    return str(request.getfixturevalue("url"))
+
+
 @pytest.fixture(autouse=True)
 def _no_url_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(URL_VARIABLE, raising=False)

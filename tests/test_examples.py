@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from farpool.shared.connection import URL_VARIABLE
 from tests.support.nodes import ROOT, NodeProcess
 
@@ -26,15 +24,6 @@ def run(name: str, *arguments: object, url: str | None = None) -> subprocess.Com
         text=True,
         timeout=60,
     )
-
-
-@pytest.fixture(params=["local", "cluster"])
-def where(request: pytest.FixtureRequest) -> str | None:
-    """None for local processes, else the url of a server with a node."""
-    if request.param == "local":
-        return None
-    request.getfixturevalue("node")
-    return str(request.getfixturevalue("url"))
 
 
 def test_serial_square(where: str | None) -> None:

@@ -21,15 +21,6 @@ from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
 
 
-@pytest.fixture(params=["local", "cluster"])
-def where(request: pytest.FixtureRequest) -> str | None:
-    """Url for a pool: None for the local backend."""
-    if request.param == "local":
-        return None
-    request.getfixturevalue("node")
-    return str(request.getfixturevalue("url"))
-
-
 @pytest.fixture
 def pool(where: str | None) -> Iterator[Pool]:
     with Pool(2, url=where) as pool:
