@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 Resolve = Callable[[str, bytes], None]
@@ -24,6 +24,8 @@ class Backend(Protocol):
     """Number of processes that work at the same time, to cut maps by."""
     main_by_value: bool
     """Whether what `__main__` defines must travel by value."""
+    max_payload: int
+    """Bytes that a chunk may take."""
     setup: tuple[str, bytes] | None
     """What each chunk carries to initialize its process; see `chunks.Chunk`."""
 
@@ -33,8 +35,15 @@ class Backend(Protocol):
     def new_id(self) -> str:
         """Return an id for a chunk."""
 
-    def submit(self, chunks: Iterable[Submission]) -> None:
-        """Send chunks off."""
+    def submit(self, chunks: Sequence[Submission]) -> None:
+        """Send chunks off; may be called again with the same if it raised.
+
+        Raises:
+            RedisError: the server is away, or does not take them.
+        """
+
+    def cancel(self, chunks: Collection[str]) -> None:
+        """Drop chunks that have not begun, and the outcome of those that have."""
 
     def stop(self, unfinished: Iterable[str]) -> None:
         """End; `unfinished` are the chunks that nobody waits for any more."""

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -15,7 +15,7 @@ from farpool.producer.backend import Resolve, Submission
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session
 from farpool.shared import payload
-from farpool.shared.broker import Broker
+from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
 
@@ -40,6 +40,7 @@ class ClusterBackend:
     """
 
     main_by_value = True
+    max_payload = MAX_PAYLOAD
 
     def __init__(
         self,
@@ -74,12 +75,16 @@ class ClusterBackend:
         """See `Backend.new_id`."""
         return self._session.new_id()
 
-    def submit(self, chunks: Iterable[Submission]) -> None:
-        """See `Backend.submit`.
+    def cancel(self, chunks: Collection[str]) -> None:
+        """See `Backend.cancel`."""
+        self._session.forget(chunks)
+        try:
+            self._broker.cancel(self._queue, chunks)
+        except (RedisError, OSError) as error:
+            log.warning("could not cancel %d chunks: %s", len(chunks), error)
 
-        Raises:
-            RedisError: the server does not take them.
-        """
+    def submit(self, chunks: Sequence[Submission]) -> None:
+        """See `Backend.submit`."""
         jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in chunks]
         self._session.enqueue(self._queue, jobs, self._tag, timeout=_NO_TIMEOUT)
         self._working.set()

@@ -6,7 +6,7 @@ import collections
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -33,6 +33,7 @@ class LocalBackend:
     """
 
     setup: tuple[str, bytes] | None = None
+    max_payload = sys.maxsize
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class LocalBackend:
         )
         self._dispatcher = Dispatcher(processes, config, context)
         self._inbox: collections.deque[Task] = collections.deque()
+        self._canceled: collections.deque[Collection[str]] = collections.deque()
         self._numbers = itertools.count()
         self._attempts: collections.Counter[str] = collections.Counter()
         self._stopping = False
@@ -68,7 +70,12 @@ class LocalBackend:
         """See `Backend.new_id`."""
         return str(next(self._numbers))
 
-    def submit(self, chunks: Iterable[Submission]) -> None:
+    def cancel(self, chunks: Collection[str]) -> None:
+        """See `Backend.cancel`."""
+        self._canceled.append(frozenset(chunks))
+        self._dispatcher.pool.wake()
+
+    def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
         self._inbox.extend(
             Task(0, 0, 0.0, chunk.id, chunk.data, chunk.id, chunk.label) for chunk in chunks
@@ -79,6 +86,10 @@ class LocalBackend:
         while not self._stopping:
             while self._inbox:
                 self._dispatcher.add([self._inbox.popleft()])
+            while self._canceled:
+                unwanted = self._canceled.popleft()
+                waiting = self._dispatcher.take_back()
+                self._dispatcher.add(task for task in waiting if task.key not in unwanted)
             for result in self._dispatcher.step(None):
                 match result:
                     case Done(task, reply):

@@ -1,28 +1,32 @@
-"""The chunks of a pool that are on their way, and the results that wait for them."""
+"""The chunks of a pool that are on their way, and who waits for them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 
-from farpool.producer.results import AsyncResult
+from farpool.producer.feeder import Feeder, Sink
+
+_END_SECONDS = 1.0
 
 
 class Outstanding:
-    """Shared by a pool and its backend, so that the backend does not keep the pool alive."""
+    """Shared by a pool, its feeders and its backend, so that none of them keeps the pool alive."""
 
     def __init__(self) -> None:
-        self._chunks: dict[str, tuple[AsyncResult, int, int]] = {}
+        self._chunks: dict[str, tuple[Sink, int, int]] = {}
+        self._feeding: set[Feeder] = set()
         self._changed = threading.Condition()
+        self._ended = False
         self.broken: BaseException | None = None
         """Why no chunk can run any more."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._chunks))
 
-    def add(self, chunk_id: str, result: AsyncResult, start: int, count: int) -> None:
-        """Expect a chunk: `count` items of `result`, from item `start` on."""
-        self._chunks[chunk_id] = result, start, count
+    def add(self, chunk_id: str, sink: Sink, start: int, count: int) -> None:
+        """Expect a chunk: `count` items of the call of `sink`, from item `start` on."""
+        self._chunks[chunk_id] = sink, start, count
         if self.broken is not None:
             self.fail(self.broken)
 
@@ -30,13 +34,36 @@ class Outstanding:
         """Take the outcome of a chunk; a second one is ignored."""
         entry = self._chunks.get(chunk_id)
         if entry is not None:
-            result, start, count = entry
+            sink, start, count = entry
             try:
-                result._chunk_done(start, count, data)
+                sink._chunk_done(start, count, data)
             finally:
                 self._chunks.pop(chunk_id, None)
-                with self._changed:
-                    self._changed.notify_all()
+                self.changed()
+
+    def drop(self, sink: Sink) -> list[str]:
+        """Expect nothing more of a call; returns the ids of its chunks, to be canceled."""
+        if self._ended:
+            return []
+        ids = [key for key, (owner, _, _) in list(self._chunks.items()) if owner is sink]
+        for chunk_id in ids:
+            self._chunks.pop(chunk_id, None)
+        self.changed()
+        return ids
+
+    def feed(self, feeder: Feeder) -> None:
+        """Expect that a feeder adds chunks."""
+        self._feeding.add(feeder)
+
+    def fed(self, feeder: Feeder) -> None:
+        """Forget a feeder."""
+        self._feeding.discard(feeder)
+        self.changed()
+
+    def changed(self) -> None:
+        """Let `wait` look again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def break_(self, error: BaseException) -> None:
         """Fail everything, now and later."""
@@ -44,14 +71,33 @@ class Outstanding:
         self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Fail what is on its way."""
+        """Fail what is on its way, and what is to follow of it."""
+        for feeder in list(self._feeding):
+            feeder.sink._fail(error)
         while self._chunks:
-            _, (result, _, _) = self._chunks.popitem()
-            result._fail(error)
+            _, (sink, _, _) = self._chunks.popitem()
+            sink._fail(error)
+        self.changed()
+
+    def end(self, error: BaseException) -> list[str]:
+        """Fail everything once and for all; returns the ids of chunks on their way."""
+        self._ended = True
+        for feeder in list(self._feeding):
+            feeder.sink._fail(error)
         with self._changed:
-            self._changed.notify_all()
+            # One that waits for its iterable cannot be stopped; it sends nothing any more.
+            self._changed.wait_for(self._fed, _END_SECONDS)
+        ids = list(self._chunks)
+        self.fail(error)
+        return ids
+
+    def _fed(self) -> bool:
+        return all(feeder.finished for feeder in list(self._feeding))
 
     def wait(self) -> None:
-        """Wait until nothing is on its way."""
+        """Wait until all has been sent, and nothing is on its way."""
+        for feeder in list(self._feeding):
+            # Whoever waits here hands out no results, and so makes no room for more.
+            feeder.sink.window.widen(1 << 62)
         with self._changed:
-            self._changed.wait_for(lambda: not self._chunks)
+            self._changed.wait_for(lambda: not self._chunks and self._fed())

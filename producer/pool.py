@@ -13,17 +13,27 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self
 
-from farpool.producer import chunking
-from farpool.producer.backend import Backend, Submission
+from farpool.producer.backend import Backend
+from farpool.producer.chunking import AdaptiveSize, FixedSize, Items, Sizes
 from farpool.producer.cluster import ClusterBackend
+from farpool.producer.feeder import Feeder
+from farpool.producer.imap import IMapIterator, Stream
 from farpool.producer.local import LocalBackend
 from farpool.producer.outstanding import Outstanding
 from farpool.producer.results import AsyncResult, Callback, MapResult
+from farpool.producer.window import Window
 from farpool.shared.chunks import Chunk, Kind
 from farpool.shared.connection import url_or_default
 from farpool.shared.errors import FarpoolError
 
-_BATCH_BYTES = 1 << 18
+_AHEAD = 32
+"""Chunks per process that imap takes ahead of the results handed out."""
+_FIRST_ROOM, _ROOM = 4, 16
+"""Chunks of measured size per process on their way, before and after the first came back."""
+_FIXED_ROOM = 4096
+"""Chunks on their way where the caller gave their size."""
+_AT_ONCE = 64
+"""Chunks that are sent before a method returns; more are sent by a thread."""
 _RUN, _CLOSE, _TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
 
@@ -111,8 +121,8 @@ class Pool:
             ValueError: the pool is not running.
         """
         self._check_running()
-        result = AsyncResult(callback, error_callback)
-        self._submit(result, func, "call", [(0, [(tuple(args), dict(kwds))])])
+        result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
+        self._send(result, func, "call", Items([(tuple(args), dict(kwds))]), at_once=True)
         return result
 
     def map(
@@ -133,7 +143,8 @@ class Pool:
         """Like `map`, but returns at once.
 
         Args:
-            chunksize: items that travel together; by default from their number.
+            chunksize: items that travel together; by default as many as take a few
+                hundredths of a second.
 
         Raises:
             ValueError: the pool is not running.
@@ -161,6 +172,55 @@ class Pool:
         """Like `starmap`, but returns at once; see `map_async`."""
         return self._map(func, "star", iterable, chunksize, callback, error_callback)
 
+    def imap(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> IMapIterator:
+        """Like `map`, but returns an iterator over the results, in order, as they come.
+
+        Args:
+            chunksize: items that travel together.
+            buffersize: items to take from the iterable ahead of the results handed out; by
+                default 32 chunks for each process.
+
+        Raises:
+            ValueError: the pool is not running, or a size is not positive.
+        """
+        return self._imap(func, iterable, chunksize, buffersize, ordered=True)
+
+    def imap_unordered(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> IMapIterator:
+        """Like `imap`, but the results come in any order."""
+        return self._imap(func, iterable, chunksize, buffersize, ordered=False)
+
+    def _imap(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        ordered: bool,
+    ) -> IMapIterator:
+        self._check_running()
+        _check_positive("Chunksize", chunksize)
+        if buffersize is None:
+            buffersize = _AHEAD * self._backend.processes * chunksize
+        _check_positive("Buffersize", buffersize)
+        window = Window(max(buffersize, chunksize))
+        stream = Stream(window, FixedSize(chunksize), ordered)
+        self._send(stream, func, "map", Items(iter(iterable)), at_once=False, by_item=True)
+        return IMapIterator(stream, self)
+
     def _map(
         self,
         func: Callable[..., Any],
@@ -172,38 +232,43 @@ class Pool:
     ) -> MapResult:
         self._check_running()
         items = iterable if isinstance(iterable, list | tuple | range) else list(iterable)
+        sizes: Sizes
         if chunksize is None:
-            chunksize = chunking.default_size(len(items), self._backend.processes)
-        elif chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-        chunks = list(chunking.cut(items, chunksize))
-        result = MapResult(len(items), len(chunks), callback, error_callback)
-        self._submit(result, func, kind, chunks)
+            processes = self._backend.processes
+            first, room = _FIRST_ROOM * processes, _ROOM * processes
+            sizes = AdaptiveSize(processes)
+            at_once = len(items) <= first
+        else:
+            _check_positive("Chunksize", chunksize)
+            first = room = _FIXED_ROOM
+            sizes = FixedSize(chunksize)
+            at_once = len(items) <= chunksize * _AT_ONCE
+        result = MapResult(len(items), Window(first), sizes, room, callback, error_callback)
+        if items:
+            self._send(result, func, kind, Items(items), at_once)
         return result
 
-    def _submit(
+    def _send(
         self,
-        result: AsyncResult,
+        sink: AsyncResult | Stream,
         func: Callable[..., Any],
         kind: Kind,
-        chunks: Sequence[tuple[int, Sequence[Any]]],
+        items: Items,
+        at_once: bool,
+        by_item: bool = False,
     ) -> None:
-        waiting: list[Submission] = []
         try:
             chunk = Chunk(func, kind, self._backend.setup, self._backend.main_by_value)
-            for start, items in chunks:
-                submission = Submission(
-                    self._backend.new_id(), chunk.data(items), _label(func, kind, len(items))
-                )
-                self._outstanding.add(submission.id, result, start, len(items))
-                waiting.append(submission)
-                if sum(len(each.data) for each in waiting) >= _BATCH_BYTES:
-                    self._backend.submit(waiting)
-                    waiting = []
-            self._backend.submit(waiting)
         except Exception as error:
             # As in multiprocessing, a call that cannot be sent fails by its result.
-            result._fail(error)
+            sink._fail(error)
+            return
+        name = getattr(func, "__qualname__", None) or type(func).__name__
+        feeder = Feeder(self._backend, self._outstanding, chunk, name, items, sink, by_item=by_item)
+        if at_once:
+            feeder.run()
+        else:
+            feeder.start()
 
     def close(self) -> None:
         """Take no more work; the processes end when what there is has been done."""
@@ -257,11 +322,11 @@ class Pool:
             self.terminate()
 
 
-def _label(func: Callable[..., Any], kind: Kind, items: int) -> str:
-    name = getattr(func, "__qualname__", None) or type(func).__name__
-    return name if kind == "call" else f"{name} x {items}"
+def _check_positive(name: str, size: int) -> None:
+    if size < 1:
+        raise ValueError(f"{name} must be 1+, not {size:n}")
 
 
 def _end(backend: Backend, outstanding: Outstanding) -> None:
-    backend.stop(list(outstanding))
-    outstanding.fail(FarpoolError("the pool was terminated before the result was there"))
+    error = FarpoolError("the pool was terminated before the result was there")
+    backend.stop(outstanding.end(error))

@@ -58,6 +58,7 @@ class Session:
         self._pending: dict[str, float] = {}
         """Job id -> monotonic time when it was surely on the server; infinity until then."""
         self._seen: dict[str, str] | None = None
+        self._read: list[str] = []
         self._reconcile_at = 0.0
 
     def new_id(self) -> str:
@@ -81,13 +82,14 @@ class Session:
         try:
             self._broker.enqueue(queue, jobs, tag, **options)
         except BaseException:
-            self._forget(job.id for job in jobs)
+            self.forget(job.id for job in jobs)
             raise
         now = time.monotonic()
         with self._lock:
             self._pending.update((job.id, now) for job in jobs if job.id in self._pending)
 
-    def _forget(self, ids: Iterable[str]) -> None:
+    def forget(self, ids: Iterable[str]) -> None:
+        """Wait for these jobs no more."""
         with self._lock:
             for job_id in ids:
                 self._pending.pop(job_id, None)
@@ -108,7 +110,11 @@ class Session:
                 return found
         announced: list[str] = []
         patience = min(timeout, BLOCK_SECONDS)
-        entries = self._broker.announcements(self._seen, patience) if patience > 0 else []
+        entries = []
+        if patience > 0:
+            read = list(self._read)
+            entries = self._broker.announcements(self._seen, patience, self.id, read)
+            del self._read[: len(read)]
         for stream, entry, fields in entries:
             if b"ids" in fields:
                 announced += fields[b"ids"].decode().split()
@@ -130,9 +136,9 @@ class Session:
     def _ended(self, found: list[tuple[str, bytes]]) -> None:
         if found:
             ids = [job_id for job_id, _ in found]
-            self._forget(ids)
+            self.forget(ids)
             if not self._keep:
-                self._broker.forget_outcomes(self.id, ids)
+                self._read += ids
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
 
     def _reconcile(self) -> list[tuple[str, bytes]]:

@@ -13,6 +13,7 @@ from redis.commands.core import Script
 
 from farpool.shared import keys
 from farpool.shared.call import Call
+from farpool.shared.errors import PayloadError
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag, claim_of, iso
 
 RESULT_SECONDS = 500
@@ -24,6 +25,8 @@ LEASE_SECONDS = 10
 ABANDONED_SECONDS = 90
 """RQ's maintenance takes a started job for abandoned this long after its last heartbeat; far
 beyond the lease, so that a node's janitor always comes first."""
+MAX_PAYLOAD = 500 * 1024 * 1024
+"""Bytes that a call or a result may take pickled; Redis refuses a string of 512 MB."""
 _ENQUEUE_BATCH = 500
 _SENT_SECONDS = 60
 """How long the server knows that a call was made; redis-py's retries all fall into that time."""
@@ -85,7 +88,16 @@ class Broker:
             ttl: seconds after which a job that nobody started expires.
             result_ttl: seconds to keep results; None for the worker's default.
             failure_ttl: seconds to keep failures; None for the worker's default.
+
+        Raises:
+            PayloadError: a job is too large; none is enqueued then.
         """
+        for job in jobs:
+            if len(job.data) > MAX_PAYLOAD:
+                raise PayloadError(
+                    f"the call {job.description[:80]!r} takes {len(job.data)} bytes pickled, more "
+                    f"than the {MAX_PAYLOAD} that fit into Redis; put its data into a file"
+                )
         now = iso(time.time())
         shared: list[Any] = [
             "status", "queued", "origin", queue, "created_at", now, "enqueued_at", now,
@@ -134,10 +146,6 @@ class Broker:
         """Return the outcomes of jobs of a session, None where there is none (yet)."""
         return cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
 
-    def forget_outcomes(self, session: str, ids: Sequence[str]) -> None:
-        """Remove outcomes that have been read."""
-        self.client.hdel(keys.results(session), *ids)
-
     def forget_session(self, session: str) -> None:
         """Remove all that a session left."""
         self.client.unlink(keys.results(session), keys.done(session), keys.output(session))
@@ -148,17 +156,26 @@ class Broker:
         return entries[0][0].decode() if entries else "0-0"
 
     def announcements(
-        self, streams: dict[str, str], timeout: float
+        self,
+        streams: dict[str, str],
+        timeout: float,
+        session: str = "",
+        read: Sequence[str] = (),
     ) -> list[tuple[str, str, dict[bytes, bytes]]]:
         """Wait up to `timeout` seconds for new entries in streams.
 
         Args:
             streams: key of a stream -> id of the last entry seen.
+            read: jobs of `session` whose outcomes have been read, and are removed now.
 
         Returns:
             One (stream, entry id, fields) for each new entry.
         """
-        reply = cast(Any, self.client.xread(cast(Any, streams), block=max(1, int(timeout * 1000))))
+        with self.client.pipeline(transaction=False) as pipe:
+            if read:
+                pipe.hdel(keys.results(session), *read)
+            pipe.xread(cast(Any, streams), block=max(1, int(timeout * 1000)))
+            reply = cast(Any, pipe.execute()[-1])
         items = reply.items() if isinstance(reply, dict) else reply or ()
         found = []
         for name, entries in items:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from farpool.shared import functions, outcome, payload
@@ -12,8 +13,8 @@ from farpool.shared import functions, outcome, payload
 Kind = Literal["map", "star", "call"]
 """How an item becomes arguments: f(item), f(*item), or f(*item[0], **item[1])."""
 RUN = f"{__name__}.run"
-Results = tuple[list[Any], dict[int, bytes]]
-"""Values in the order of the items, and error outcomes by index."""
+Results = tuple[list[Any], dict[int, bytes], float]
+"""Values in the order of the items, error outcomes by index, and the seconds that it took."""
 
 
 class Chunk:
@@ -41,13 +42,13 @@ class Chunk:
         self._setup = setup
         self._main_by_value = main_by_value
 
-    def data(self, items: Iterable[Any]) -> bytes:
+    def data(self, items: Sequence[Any]) -> bytes:
         """Encode one chunk.
 
         Raises:
             Exception: an item does not pickle.
         """
-        arguments = (self._setup, self._function, self._kind, self._main_by_value, list(items))
+        arguments = (self._setup, self._function, self._kind, self._main_by_value, items)
         return payload.dumps((RUN, None, arguments, {}), main_by_value=self._main_by_value)
 
 
@@ -59,7 +60,7 @@ def run(
     function: bytes,
     kind: Kind,
     main_by_value: bool,
-    items: list[Any],
+    items: Sequence[Any],
 ) -> Results:
     """Call the function for each item, in a child process; one item's failure stops no other.
 
@@ -74,6 +75,7 @@ def run(
     values: list[Any] = []
     failures: dict[int, bytes] = {}
     remaining = iter(items)
+    begin = time.perf_counter()
     while len(values) < len(items):
         try:
             for item in remaining:
@@ -83,7 +85,7 @@ def run(
                 error.__traceback__ = error.__traceback__.tb_next
             failures[len(values)] = outcome.of_error(error, main_by_value=main_by_value)[0]
             values.append(None)
-    return values, failures
+    return values, failures, time.perf_counter() - begin
 
 
 def _caller(function: Callable[..., Any], kind: Kind) -> Callable[[Any], Any]:

@@ -31,7 +31,7 @@ class FunctionNotFoundError(FarpoolError, ImportError):
 
 
 class PayloadError(FarpoolError):
-    """A payload from Redis or a pipe is not one that farpool can read."""
+    """A payload is none that farpool can read, or is too large to be sent."""
 
 
 class TimeoutError(FarpoolError, multiprocessing.TimeoutError, builtins.TimeoutError):

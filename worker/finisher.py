@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 
 from farpool.shared import outcome
-from farpool.shared.broker import Broker, Completed
+from farpool.shared.broker import MAX_PAYLOAD, Broker, Completed
 from farpool.shared.call import Call
 from farpool.shared.dispatcher import Crashed, Done, Printed
 from farpool.shared.errors import FarpoolError, WorkerLostError
@@ -21,8 +21,6 @@ log = logging.getLogger("farpool.node")
 BATCH = 256
 BATCH_SECONDS = 0.004
 MAX_BATCH = 1000
-MAX_OUTCOME = 500 * 1024 * 1024
-"""Largest outcome in bytes; Redis refuses a string of 512 MB."""
 
 
 class Finisher:
@@ -67,10 +65,10 @@ class Finisher:
             # RQ's code has recorded the job's own outcome in the child.
             self._add(claim, "recorded", reply.started, reply.seconds, b"", b"")
             return
-        if len(body) > MAX_OUTCOME:
+        if len(body) > MAX_PAYLOAD:
             body, text = _error(
                 FarpoolError(
-                    f"the result takes {len(body)} bytes pickled, more than the {MAX_OUTCOME} "
+                    f"the result takes {len(body)} bytes pickled, more than the {MAX_PAYLOAD} "
                     "that fit into Redis; write it to a file and return its name"
                 )
             )

@@ -122,3 +122,13 @@ def note_in_meta(text: str) -> str:
     job.meta["noted"] = text
     job.save_meta()
     return str(job.id)
+
+
+def invert(n: float) -> float:
+    """Return 1 / n."""
+    return 1 / n
+
+
+def kind(value: object) -> str:
+    """Return the name of the value's type."""
+    return type(value).__name__

@@ -277,11 +277,10 @@ def test_a_session_has_the_outcomes_of_its_jobs(broker: Broker, client: Redis) -
     ]
     last = found[-1][1]
     assert broker.last_announcement("5e55") == last
-    assert broker.announcements({stream: last}, 0.01) == []
+    assert broker.announcements({stream: last}, 0.01, "5e55", "ab") == []
+    assert broker.outcomes("5e55", "abc") == [None, None, b"ok 3"]
     assert 0 < client.ttl(keys.results("5e55")) <= RESULT_SECONDS
     assert 0 < client.ttl(stream) <= RESULT_SECONDS
-    broker.forget_outcomes("5e55", "ab")
-    assert broker.outcomes("5e55", "abc") == [None, None, b"ok 3"]
     broker.forget_session("5e55")
     assert not client.keys("*5e55*")
 

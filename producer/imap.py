@@ -1,0 +1,147 @@
+"""`Pool.imap` and `imap_unordered`: results one by one, from a bounded window of work.
+
+Items count from when they are taken from the iterable until their result has been handed out, so
+memory stays bounded at both ends however long the iterable is.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Self
+
+from farpool.producer.chunking import Sizes
+from farpool.producer.results import read
+from farpool.producer.window import Window
+from farpool.shared import outcome
+from farpool.shared.errors import TimeoutError
+
+_Entry = tuple[Any, BaseException | None]
+
+
+class Stream:
+    """The results of one call that have come back and were not handed out.
+
+    Args:
+        window: items that may be on their way or here.
+        sizes: says how items are cut into chunks.
+        ordered: hand results out in the order of the items.
+    """
+
+    def __init__(self, window: Window, sizes: Sizes, ordered: bool) -> None:
+        self.window = window
+        self.sizes = sizes
+        self._ordered = ordered
+        self._changed = threading.Condition()
+        self._ready: deque[_Entry] = deque()
+        self._early: dict[int, list[_Entry]] = {}
+        self._next = 0
+        self._handed_out = 0
+        self._total: int | None = None
+        self._failure: BaseException | None = None
+
+    def _chunk_done(self, start: int, count: int, data: bytes) -> None:
+        """See `feeder.Sink`."""
+        try:
+            values, failures, _ = read(data)
+        except BaseException as error:
+            self._chunk_failed(start, count, error)
+            return
+        entries: list[_Entry] = [(value, None) for value in values]
+        for index, failure in failures.items():
+            entries[index] = None, outcome.error(failure)
+        self._put(start, entries)
+
+    def _chunk_failed(self, start: int, count: int, error: BaseException) -> None:
+        self._put(start, [(None, error)] * count)
+
+    def _put(self, start: int, entries: list[_Entry]) -> None:
+        with self._changed:
+            if self.window.closed:
+                return
+            if not self._ordered:
+                self._ready.extend(entries)
+            else:
+                self._early[start] = entries
+                while self._next in self._early:
+                    entries = self._early.pop(self._next)
+                    self._next += len(entries)
+                    self._ready.extend(entries)
+            self._changed.notify_all()
+
+    def _all_sent(self, count: int, error: BaseException | None) -> None:
+        if error is not None:
+            self._put(count, [(None, error)])
+        with self._changed:
+            self._total = count + (error is not None)
+            self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """End with an exception once the results that are here have been handed out."""
+        self.window.close()
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def next(self, timeout: float | None) -> Any:
+        """Hand out the next result; see `IMapIterator.next`."""
+        with self._changed:
+            self._changed.wait_for(self._has_next, timeout)
+            if self._ready:
+                value, error = self._ready.popleft()
+                self._handed_out += 1
+                self.window.give(1)
+                if error is not None:
+                    raise error
+                return value
+            if self._handed_out == self._total:
+                raise StopIteration
+            if self._failure is not None:
+                raise self._failure
+            raise TimeoutError(f"no result after {timeout} seconds")
+
+    def _has_next(self) -> bool:
+        return bool(self._ready) or self._failure is not None or self._handed_out == self._total
+
+
+class IMapIterator(Iterator[Any]):
+    """Iterates over results as they come, as `multiprocessing.pool.IMapIterator`.
+
+    A task's exception is raised in its place, and the iteration goes on after it. Dropping the
+    iterator, as a `break` out of a loop does, drops the work that has not begun.
+
+    Args:
+        stream: where the results come from.
+        pool: kept alive as long as the iterator is.
+    """
+
+    def __init__(self, stream: Stream, pool: object) -> None:
+        self._stream = stream
+        self._pool = pool
+        self._finalizer = weakref.finalize(self, stream.window.close)
+        self._finalizer.atexit = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """Return the next result.
+
+        Args:
+            timeout: seconds to wait for it; None for as long as it takes.
+
+        Raises:
+            StopIteration: there are no more.
+            TimeoutError: it is not there in time; may be called again.
+            BaseException: what the task raised, or the iterable at this place.
+        """
+        return self._stream.next(timeout)
+
+    def close(self) -> None:
+        """Drop the results that were not handed out, and the work that has not begun."""
+        self._finalizer()
