@@ -11,29 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from farpool.producer.backend import Backend
-from farpool.producer.chunking import AdaptiveSize, FixedSize, Items, Sizes
+from farpool.producer.calls import Calls
 from farpool.producer.cluster import ClusterBackend
-from farpool.producer.feeder import Feeder
-from farpool.producer.imap import IMapIterator, Stream
+from farpool.producer.imap import IMapIterator
 from farpool.producer.local import LocalBackend
-from farpool.producer.outstanding import Outstanding
 from farpool.producer.results import AsyncResult, Callback, MapResult
-from farpool.producer.window import Window
-from farpool.shared.chunks import Chunk, Kind
 from farpool.shared.connection import url_or_default
-from farpool.shared.errors import FarpoolError
 
-_AHEAD = 32
-"""Chunks per process that imap takes ahead of the results handed out."""
-_FIRST_ROOM, _ROOM = 4, 16
-"""Chunks of measured size per process on their way, before and after the first came back."""
-_FIXED_ROOM = 4096
-"""Chunks on their way where the caller gave their size."""
-_AT_ONCE = 64
-"""Chunks that are sent before a method returns; more are sent by a thread."""
+_Result = TypeVar("_Result", bound=AsyncResult)
 _RUN, _CLOSE, _TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
 
@@ -88,13 +76,10 @@ class Pool:
             self._backend = ClusterBackend(
                 where, queue, processes, initializer, initargs, forward_output
             )
-        self._outstanding = Outstanding()
-        self._backend.start(self._outstanding.resolve, self._outstanding.break_)
+        self._calls = Calls(self._backend)
         self._state = _RUN
         # Runs before multiprocessing joins its children at exit; it must not hold the pool.
-        self._end = util.Finalize(
-            self, _end, args=(self._backend, self._outstanding), exitpriority=15
-        )
+        self._end = util.Finalize(self, self._calls.end, exitpriority=15)
 
     @property
     def processes(self) -> int:
@@ -121,9 +106,7 @@ class Pool:
             ValueError: the pool is not running.
         """
         self._check_running()
-        result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
-        self._send(result, func, "call", Items([(tuple(args), dict(kwds))]), at_once=True)
-        return result
+        return self._own(self._calls.one(func, args, kwds, callback, error_callback))
 
     def map(
         self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
@@ -149,7 +132,10 @@ class Pool:
         Raises:
             ValueError: the pool is not running.
         """
-        return self._map(func, "map", iterable, chunksize, callback, error_callback)
+        self._check_running()
+        return self._own(
+            self._calls.map(func, "map", iterable, chunksize, callback, error_callback)
+        )
 
     def starmap(
         self,
@@ -170,7 +156,10 @@ class Pool:
         error_callback: Callback = None,
     ) -> MapResult:
         """Like `starmap`, but returns at once; see `map_async`."""
-        return self._map(func, "star", iterable, chunksize, callback, error_callback)
+        self._check_running()
+        return self._own(
+            self._calls.map(func, "star", iterable, chunksize, callback, error_callback)
+        )
 
     def imap(
         self,
@@ -190,7 +179,9 @@ class Pool:
         Raises:
             ValueError: the pool is not running, or a size is not positive.
         """
-        return self._imap(func, iterable, chunksize, buffersize, ordered=True)
+        self._check_running()
+        stream = self._calls.stream(func, "map", iterable, chunksize, buffersize, ordered=True)
+        return IMapIterator(stream, self)
 
     def imap_unordered(
         self,
@@ -201,74 +192,16 @@ class Pool:
         buffersize: int | None = None,
     ) -> IMapIterator:
         """Like `imap`, but the results come in any order."""
-        return self._imap(func, iterable, chunksize, buffersize, ordered=False)
-
-    def _imap(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int,
-        buffersize: int | None,
-        ordered: bool,
-    ) -> IMapIterator:
         self._check_running()
-        _check_positive("Chunksize", chunksize)
-        if buffersize is None:
-            buffersize = _AHEAD * self._backend.processes * chunksize
-        _check_positive("Buffersize", buffersize)
-        window = Window(max(buffersize, chunksize))
-        stream = Stream(window, FixedSize(chunksize), ordered)
-        self._send(stream, func, "map", Items(iter(iterable)), at_once=False, by_item=True)
+        stream = self._calls.stream(func, "map", iterable, chunksize, buffersize, ordered=False)
         return IMapIterator(stream, self)
 
-    def _map(
-        self,
-        func: Callable[..., Any],
-        kind: Kind,
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        callback: Callback,
-        error_callback: Callback,
-    ) -> MapResult:
-        self._check_running()
-        items = iterable if isinstance(iterable, list | tuple | range) else list(iterable)
-        sizes: Sizes
-        if chunksize is None:
-            processes = self._backend.processes
-            first, room = _FIRST_ROOM * processes, _ROOM * processes
-            sizes = AdaptiveSize(processes)
-            at_once = len(items) <= first
-        else:
-            _check_positive("Chunksize", chunksize)
-            first = room = _FIXED_ROOM
-            sizes = FixedSize(chunksize)
-            at_once = len(items) <= chunksize * _AT_ONCE
-        result = MapResult(len(items), Window(first), sizes, room, callback, error_callback)
-        if items:
-            self._send(result, func, kind, Items(items), at_once)
+    def _own(self, result: _Result) -> _Result:
+        # As in multiprocessing, a pool lives at least as long as the results it owes.
+        result._owner = self
+        if result.ready():
+            result._owner = None
         return result
-
-    def _send(
-        self,
-        sink: AsyncResult | Stream,
-        func: Callable[..., Any],
-        kind: Kind,
-        items: Items,
-        at_once: bool,
-        by_item: bool = False,
-    ) -> None:
-        try:
-            chunk = Chunk(func, kind, self._backend.setup, self._backend.main_by_value)
-        except Exception as error:
-            # As in multiprocessing, a call that cannot be sent fails by its result.
-            sink._fail(error)
-            return
-        name = getattr(func, "__qualname__", None) or type(func).__name__
-        feeder = Feeder(self._backend, self._outstanding, chunk, name, items, sink, by_item=by_item)
-        if at_once:
-            feeder.run()
-        else:
-            feeder.start()
 
     def close(self) -> None:
         """Take no more work; the processes end when what there is has been done."""
@@ -288,14 +221,14 @@ class Pool:
         """
         if self._state == _RUN:
             raise ValueError("Pool is still running")
-        self._outstanding.wait()
+        self._calls.wait()
         self._end()
 
     def _check_running(self) -> None:
         if self._state != _RUN:
             raise ValueError("Pool not running")
-        if self._outstanding.broken is not None:
-            raise self._outstanding.broken
+        if self._calls.broken is not None:
+            raise self._calls.broken
 
     def __enter__(self) -> Self:
         """Return the pool.
@@ -320,13 +253,3 @@ class Pool:
         if getattr(self, "_state", _TERMINATE) == _RUN:
             warnings.warn(f"unclosed running pool {self!r}", ResourceWarning, 2, source=self)
             self.terminate()
-
-
-def _check_positive(name: str, size: int) -> None:
-    if size < 1:
-        raise ValueError(f"{name} must be 1+, not {size:n}")
-
-
-def _end(backend: Backend, outstanding: Outstanding) -> None:
-    error = FarpoolError("the pool was terminated before the result was there")
-    backend.stop(outstanding.end(error))

@@ -33,6 +33,7 @@ class AsyncResult:
     ) -> None:
         self.window = window
         self.sizes = sizes
+        self._owner: object = None
         self._event = threading.Event()
         self._callback = callback
         self._error_callback = error_callback
@@ -76,7 +77,7 @@ class AsyncResult:
     def _settle(self, value: Any, error: BaseException | None) -> None:
         if self._event.is_set():
             return
-        self._value, self._error = value, error
+        self._value, self._error, self._owner = value, error, None
         call = self._callback if error is None else self._error_callback
         self._callback = self._error_callback = None
         try:

@@ -1,0 +1,149 @@
+"""Starts the calls of a pool: cuts their items into chunks and has them fed to the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from farpool.producer.backend import Backend
+from farpool.producer.chunking import AdaptiveSize, FixedSize, Items, Sizes
+from farpool.producer.feeder import Feeder, Sink
+from farpool.producer.imap import Stream
+from farpool.producer.outstanding import Outstanding
+from farpool.producer.results import AsyncResult, Callback, MapResult
+from farpool.producer.window import Window
+from farpool.shared.chunks import Chunk, Kind
+from farpool.shared.errors import FarpoolError
+
+_AHEAD = 32
+"""Chunks per process that imap takes ahead of the results handed out."""
+_FIRST_ROOM, _ROOM = 4, 16
+"""Chunks of measured size per process on their way, before and after the first came back."""
+_FIXED_ROOM = 4096
+"""Chunks on their way where the caller gave their size."""
+_AT_ONCE = 64
+"""Chunks that are sent before a method returns; more are sent by a thread."""
+
+
+class Calls:
+    """The calls of one pool; does not keep the pool alive.
+
+    Args:
+        backend: where they run; started here.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._outstanding = Outstanding()
+        backend.start(self._outstanding.resolve, self._outstanding.break_)
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why no call can run any more."""
+        return self._outstanding.broken
+
+    def one(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwds: Mapping[str, Any],
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> AsyncResult:
+        """Start a single call."""
+        result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
+        self._send(result, func, "call", Items([(tuple(args), dict(kwds))]), at_once=True)
+        return result
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        kind: Kind,
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> MapResult:
+        """Start a call for each item.
+
+        Raises:
+            ValueError: the chunk size is not positive.
+        """
+        items = iterable if isinstance(iterable, list | tuple | range) else list(iterable)
+        sizes: Sizes
+        if chunksize is None:
+            processes = self._backend.processes
+            first, room = _FIRST_ROOM * processes, _ROOM * processes
+            sizes = AdaptiveSize(processes)
+            at_once = len(items) <= first
+        else:
+            _check_positive("Chunksize", chunksize)
+            first = room = _FIXED_ROOM
+            sizes = FixedSize(chunksize)
+            at_once = len(items) <= chunksize * _AT_ONCE
+        result = MapResult(len(items), Window(first), sizes, room, callback, error_callback)
+        if items:
+            self._send(result, func, kind, Items(items), at_once)
+        return result
+
+    def stream(
+        self,
+        func: Callable[..., Any],
+        kind: Kind,
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        ordered: bool,
+    ) -> Stream:
+        """Start calls for items as the window has room.
+
+        Args:
+            buffersize: items that may be on their way or waiting to be handed out.
+
+        Raises:
+            ValueError: a size is not positive.
+        """
+        _check_positive("Chunksize", chunksize)
+        if buffersize is None:
+            buffersize = _AHEAD * self._backend.processes * chunksize
+        _check_positive("Buffersize", buffersize)
+        window = Window(max(buffersize, chunksize))
+        stream = Stream(window, FixedSize(chunksize), ordered)
+        self._send(stream, func, kind, Items(iter(iterable)), at_once=False, by_item=True)
+        return stream
+
+    def _send(
+        self,
+        sink: Sink,
+        func: Callable[..., Any],
+        kind: Kind,
+        items: Items,
+        at_once: bool,
+        by_item: bool = False,
+    ) -> None:
+        try:
+            chunk = Chunk(func, kind, self._backend.setup, self._backend.main_by_value)
+        except Exception as error:
+            # As in multiprocessing, a call that cannot be sent fails by its result.
+            sink._fail(error)
+            return
+        name = getattr(func, "__qualname__", None) or type(func).__name__
+        feeder = Feeder(self._backend, self._outstanding, chunk, name, items, sink, by_item=by_item)
+        if at_once:
+            feeder.run()
+        else:
+            feeder.start()
+
+    def wait(self) -> None:
+        """Wait until all calls have ended."""
+        self._outstanding.wait()
+
+    def end(self) -> None:
+        """Stop the backend; what has not completed fails."""
+        error = FarpoolError("the pool was terminated before the result was there")
+        self._backend.stop(self._outstanding.end(error))
+
+
+def _check_positive(name: str, size: int) -> None:
+    if size < 1:
+        raise ValueError(f"{name} must be 1+, not {size:n}")
