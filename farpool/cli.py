@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 import farpool
 from farpool import demo as demonstration
+from farpool import run as programs
 from farpool.producer.inspect import Overview, overview
 from farpool.shared import connection
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
@@ -68,6 +69,24 @@ def demo(url: str | None, queue: str, tasks: int, processes: int | None) -> None
     Without --url, starts a server and a node of its own, which end with it.
     """
     demonstration.run(url, queue, tasks, processes or os.cpu_count() or 1)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_url
+@click.option("-m", "as_module", is_flag=True, help="TARGET is the name of a module.")
+@click.argument("target")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(url: str | None, as_module: bool, target: str, arguments: tuple[str, ...]) -> None:
+    """Run a Python program whose multiprocessing.Pool is farpool's, with nothing changed in it.
+
+    TARGET is a script, and ARGUMENTS are its own. With a url its pools run on that server's nodes,
+    else on local processes.
+    """
+    if not as_module and not os.path.exists(target):
+        raise ConfigError(f"there is no script {target!r}")
+    if url is not None:
+        os.environ[connection.URL_VARIABLE] = url
+    sys.exit(programs.run(target, arguments, as_module))
 
 
 @main.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Resolve = Callable[[str, bytes], None]
 """Called from a thread of the backend with a chunk's id and its outcome."""
@@ -41,6 +41,9 @@ class Backend(Protocol):
         Raises:
             RedisError: the server is away, or does not take them.
         """
+
+    def workers(self) -> list[Any]:
+        """Return the worker processes that are children of this one."""
 
     def cancel(self, chunks: Collection[str]) -> None:
         """Drop chunks that have not begun, and the outcome of those that have."""

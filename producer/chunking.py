@@ -108,16 +108,17 @@ class Items:
         return None if self._sequence is None else len(self._sequence) - self._at
 
     def take(self, count: int) -> Sequence[Any]:
-        """Return the next `count` items; fewer only if there are no more."""
+        """Return the next `count` items; fewer only if there are no more.
+
+        None of those that would travel with what the iterator raises, as in multiprocessing.
+        """
         if self._sequence is not None:
             part = self._sequence[self._at : self._at + count]
             self._at += len(part)
             return part
-        found: list[Any] = []
         if self.error is None:
             try:
-                # Not list(): what came before an error is not lost.
-                found.extend(itertools.islice(self._iterator, count))
+                return list(itertools.islice(self._iterator, count))
             except Exception as error:
                 self.error = error
-        return found
+        return []

@@ -75,6 +75,10 @@ class ClusterBackend:
         """See `Backend.new_id`."""
         return self._session.new_id()
 
+    def workers(self) -> list[Any]:
+        """See `Backend.workers`."""
+        return []
+
     def cancel(self, chunks: Collection[str]) -> None:
         """See `Backend.cancel`."""
         self._session.forget(chunks)

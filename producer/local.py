@@ -70,6 +70,10 @@ class LocalBackend:
         """See `Backend.new_id`."""
         return str(next(self._numbers))
 
+    def workers(self) -> list[Any]:
+        """See `Backend.workers`."""
+        return [entry.process for entry in list(self._dispatcher.pool.processes)]
+
     def cancel(self, chunks: Collection[str]) -> None:
         """See `Backend.cancel`."""
         self._canceled.append(frozenset(chunks))

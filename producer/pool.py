@@ -86,6 +86,14 @@ class Pool:
         """Number of worker processes that maps are cut for."""
         return self._backend.processes
 
+    @property
+    def _pool(self) -> list[Any]:
+        """The local worker processes; CPython's tests and some programs look at them."""
+        return self._backend.workers()
+
+    def _repopulate_pool(self) -> None:
+        """Nothing to do: processes are replaced when they end."""
+
     def apply(
         self, func: Callable[..., Any], args: Sequence[Any] = (), kwds: Mapping[str, Any] = {}
     ) -> Any:

@@ -50,12 +50,13 @@ def test_items_of_a_sequence_are_not_looked_at() -> None:
     assert (items.take(9), items.take(9), items.left) == (range(4, 10), range(10, 10), 0)
 
 
-def test_what_came_before_an_error_is_not_lost() -> None:
+def test_an_error_of_the_iterator_is_kept() -> None:
     def broken() -> Iterator[int]:
-        yield 1
+        yield from (1, 2)
         raise ValueError("no more")
 
     items = Items(broken())
-    assert (items.take(5), items.left) == ([1], None)
+    assert (items.take(2), items.left, items.error) == ([1, 2], None, None)
+    assert items.take(5) == []
     assert isinstance(items.error, ValueError)
     assert items.take(5) == []

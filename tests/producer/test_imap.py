@@ -92,7 +92,7 @@ def raising(count: int) -> Iterator[int]:
     raise LookupError("out of numbers")
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3])
 def test_what_the_iterable_raises_comes_in_its_place(pool: Pool, size: int) -> None:
     results = pool.imap(tasks.square, raising(3), size)
     assert [next(results) for _ in range(3)] == [0, 1, 4]
