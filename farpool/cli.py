@@ -61,7 +61,10 @@ def _require(url: str | None) -> str:
 @main.command()
 @_url
 @_queue
-@click.option("--tasks", default=100_000, show_default=True, help="Size of the larger run.")
+@click.option(
+    "--tasks", type=click.IntRange(min=1), default=100_000, show_default=True,
+    help="Size of the larger run.",
+)  # fmt: skip
 @click.option("--processes", type=click.IntRange(min=1), help="Child processes of the own node.")
 def demo(url: str | None, queue: str, tasks: int, processes: int | None) -> None:
     """Square numbers on worker processes and show where each was squared.
@@ -169,7 +172,8 @@ def server(
                 raise ServerUnavailableError("the server process ended by itself")
 
 
-@main.command()
+# Unknown options are arguments: a negative number is one.
+@main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("function", metavar="MODULE:FUNCTION")
 @click.argument("arguments", nargs=-1, metavar="[ARG]...")
 @_url
@@ -186,7 +190,7 @@ def enqueue(
 ) -> None:
     """Enqueue a call and print the job's id. An ARG that is JSON counts as such, else as text."""
     module, colon, name = function.partition(":")
-    if not (module and colon and name):
+    if not (module and colon and name) or ":" in name:
         raise click.UsageError(f"{function!r} is not of the form MODULE:FUNCTION")
     job = farpool.Queue(queue, url=_require(url)).enqueue(
         f"{module}.{name}", *map(_parse, arguments)

@@ -10,7 +10,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from farpool.producer.pool import Pool
@@ -30,7 +30,7 @@ def install() -> None:
     ) -> Pool:
         # A start method that nobody chose is left to farpool, which does not fork with threads.
         chosen = multiprocessing.get_start_method(allow_none=True)
-        default = multiprocessing.context._default_context  # type: ignore[attr-defined]
+        default = multiprocessing.context._default_context
         given = None if context is default and chosen is None else context.get_context()
         return Pool(processes, initializer, initargs, maxtasksperchild, given)
 
@@ -40,6 +40,14 @@ def install() -> None:
     module.Pool = module.context._default_context.Pool
     pools: Any = multiprocessing.pool
     pools.Pool = Pool
+    sys.modules["__mp_main__"] = _MainOfChildren("__mp_main__")
+
+
+class _MainOfChildren(ModuleType):
+    """What child processes call their main module: here, whichever is the main one now."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.modules["__main__"], name)
 
 
 def run(target: str, arguments: Sequence[str], as_module: bool) -> int:

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from farpool.producer.backend import Resolve, Submission
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session
-from farpool.shared import payload
+from farpool.shared import keys, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
@@ -51,6 +51,7 @@ class ClusterBackend:
         initargs: Iterable[Any],
         forward_output: bool,
     ) -> None:
+        keys.check_queue(queue)
         self._broker = Broker(connect(url))
         self._queue = queue
         self._session = Session(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
 from typing import Any, Self, cast
 
@@ -11,10 +13,17 @@ from rq.job import JobStatus
 from rq.results import Result
 
 from farpool.producer.outage import Outage
-from farpool.producer.session import BLOCK_SECONDS, deadline_of, time_left
-from farpool.shared import keys, outcome
+from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, time_left
+from farpool.shared import outcome
 from farpool.shared.broker import Broker
-from farpool.shared.errors import RemoteError, TimeoutError
+from farpool.shared.errors import NoResultError, TimeoutError
+
+log = logging.getLogger("farpool.producer")
+
+_FIRST_BLOCKS = (0.5, 1.0)
+"""Seconds after which the job itself is looked at, in case that it has no result to come."""
+_UNFINISHED = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED)
+_WITHOUT_RESULT = (None, JobStatus.CANCELED, JobStatus.STOPPED)
 
 
 class Job(RQJob):
@@ -22,6 +31,9 @@ class Job(RQJob):
 
     `Job.fetch(id, connection=...)` finds the job that any other process enqueued.
     """
+
+    _after = "0-0"
+    _said_unserved = False
 
     @classmethod
     def fetch(cls, id: str, connection: Redis | None = None, serializer: Any = None) -> Self:
@@ -40,18 +52,17 @@ class Job(RQJob):
 
         Raises:
             TimeoutError: the job has not ended in time (also a multiprocessing.TimeoutError).
-            RemoteError: it failed on a stock rq worker, which keeps only the traceback's text;
-                or it was stopped, canceled or deleted.
+            NoResultError: it was stopped, canceled or deleted.
+            RemoteError: RQ's own code ran it, which keeps only the traceback's text.
             BaseException: the exception that the task raised, its remote traceback as the cause.
         """
         deadline = deadline_of(timeout)
         outage = Outage()
+        blocks = itertools.chain(_FIRST_BLOCKS, itertools.repeat(BLOCK_SECONDS))
         found: Result | None = None
         while found is None:
             with outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
-                found = self._ended_within(time_left(deadline, BLOCK_SECONDS))
-                if found is None:
-                    self._check_alive()
+                found = self._ended_within(time_left(deadline, next(blocks)))
             if found is None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {self.id} has no result after {timeout} seconds")
         if found.type == Result.Type.SUCCESSFUL:
@@ -59,23 +70,22 @@ class Job(RQJob):
         raise self._error(found)
 
     def _ended_within(self, seconds: float) -> Result | None:
-        stream = {keys.result_stream(self.id): "0-0"}
-        entries = Broker(self.connection).announcements(stream, max(seconds, 0.001))
-        for _, entry_id, fields in reversed(entries):
-            result = Result.restore(
+        broker = Broker(self.connection)
+        entries, status = broker.results_of(self.id, self._after, max(seconds, 0.001))
+        if entries and status not in _UNFINISHED:
+            entry_id, fields = entries[-1]
+            return Result.restore(
                 self.id, entry_id, fields, connection=self.connection, serializer=self.serializer
             )
-            if result.type != Result.Type.RETRIED:
-                return result
+        if entries:
+            # Of an earlier run: the job is being retried, or its id was used again.
+            self._after = entries[-1][0]
+        elif status in _WITHOUT_RESULT:
+            raise NoResultError(f"job {self.id} was {status or 'deleted, or has expired'}")
+        elif not (self._said_unserved or broker.served(self.origin)):
+            self._said_unserved = True
+            log.warning(NOBODY, self.origin, self.origin)
         return None
-
-    def _check_alive(self) -> None:
-        """Raise if no result can come any more."""
-        status = Broker(self.connection).statuses([self.id])[self.id]
-        if status and status not in (JobStatus.CANCELED, JobStatus.STOPPED):
-            return
-        if self._ended_within(0) is None:
-            raise RemoteError("farpool.NoResult", f"job {self.id} was {status or 'deleted'}")
 
     def _error(self, result: Result) -> BaseException:
         broker = Broker(self.connection)

@@ -20,6 +20,10 @@ from farpool.shared.frames import Task
 from farpool.shared.processes import Broken
 
 _JOIN_SECONDS = 5.0
+_GUARD = (
+    " (processes import the program's main module: what starts the pool has to stand below "
+    "'if __name__ == \"__main__\":')"
+)
 
 
 class LocalBackend:
@@ -104,7 +108,7 @@ class LocalBackend:
                     case Broken(data, text):
                         cause = outcome.error(data) if data else None
                         reason = text.strip().rpartition("\n")[2]
-                        error = StartError(f"no process of the pool can start: {reason}")
+                        error = StartError(f"no process of the pool can start: {reason}{_GUARD}")
                         error.__cause__ = cause
                         self._broken(error)
                         return
@@ -133,5 +137,8 @@ class LocalBackend:
 
 def _main_reaches_children() -> bool:
     """Whether multiprocessing gives children the same `__main__`: not in a REPL or notebook."""
-    main = sys.modules.get("__main__")
+    main: Any = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) == "<stdin>":
+        # multiprocessing would have each process look for a file of this name.
+        del main.__file__
     return bool(getattr(main, "__spec__", None) or getattr(main, "__file__", None))

@@ -18,14 +18,12 @@ from rq.utils import parse_timeout
 from farpool.producer.group import Group
 from farpool.producer.job import Job
 from farpool.producer.session import Session
-from farpool.shared import functions, payload
-from farpool.shared.broker import RESULT_SECONDS, Broker
+from farpool.shared import functions, keys, payload
+from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
-from farpool.shared.errors import ConfigError
+from farpool.shared.errors import ConfigError, PayloadError
 from farpool.shared.jobs import NewJob, Tag
 
-MAX_PAYLOAD = 500 * 1024 * 1024
-"""Largest pickled call in bytes; Redis refuses a string of 512 MB."""
 _BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
 _RQ_OPTIONS = {
     "depends_on", "job_id", "meta", "retry", "repeat", "on_success", "on_failure", "on_stopped",
@@ -57,6 +55,7 @@ class Queue(RQQueue):
         url: str | None = None,
         **options: Any,
     ) -> None:
+        keys.check_queue(name)
         if connection is None:
             where = url_or_default(url)
             if where is None:
@@ -168,7 +167,7 @@ class Queue(RQQueue):
     ) -> None:
         for job in jobs:
             if len(job.data) > MAX_PAYLOAD:
-                raise ConfigError(
+                raise PayloadError(
                     f"the call takes {len(job.data)} bytes pickled, more than the {MAX_PAYLOAD} "
                     "that fit into Redis; pass the name of a file instead"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from farpool.producer.chunking import Sizes
 from farpool.producer.window import Window
 from farpool.shared import outcome, payload
 from farpool.shared.errors import TimeoutError
+
+log = logging.getLogger("farpool.producer")
 
 Callback = Callable[[Any], object] | None
 
@@ -83,6 +86,9 @@ class AsyncResult:
         try:
             if call is not None:
                 call(value if error is None else error)
+        except Exception:
+            # The thread that calls it serves other calls too.
+            log.exception("a callback failed")
         finally:
             self._event.set()
 

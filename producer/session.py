@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import secrets
 import threading
@@ -15,8 +16,12 @@ from rq.results import Result
 
 from farpool.shared import keys, outcome
 from farpool.shared.broker import Broker
-from farpool.shared.errors import RemoteError
+from farpool.shared.errors import NoResultError
 from farpool.shared.jobs import NewJob, Tag
+
+log = logging.getLogger("farpool.producer")
+
+NOBODY = "nobody works on the queue %r; start a node with: farpool worker %s"
 
 BLOCK_SECONDS = 5.0
 """Longest that a call waits in the server, well inside the socket's timeout."""
@@ -60,6 +65,9 @@ class Session:
         self._seen: dict[str, str] | None = None
         self._read: list[str] = []
         self._reconcile_at = 0.0
+        self._queue = ""
+        self._collected = False
+        """Whether anything has come since the last look at what is overdue."""
 
     def new_id(self) -> str:
         """Return a job id that was never used."""
@@ -76,6 +84,7 @@ class Session:
         Args:
             options: see `Broker.enqueue`.
         """
+        self._queue = queue
         # Known before they are sent, because the first may end before the last is sent.
         with self._lock:
             self._pending.update((job.id, math.inf) for job in jobs)
@@ -135,6 +144,7 @@ class Session:
 
     def _ended(self, found: list[tuple[str, bytes]]) -> None:
         if found:
+            self._collected = True
             ids = [job_id for job_id, _ in found]
             self.forget(ids)
             if not self._keep:
@@ -147,6 +157,9 @@ class Session:
         overdue = time.monotonic() - RECONCILE_SECONDS
         with self._lock:
             pending = [job_id for job_id, sent in self._pending.items() if sent <= overdue]
+        if pending and not self._collected and not self._broker.served(self._queue):
+            log.warning(NOBODY, self._queue, self._queue)
+        self._collected = False
         found = self._collect(pending)
         missing = [job_id for job_id in pending if job_id in self._pending]
         statuses = self._broker.statuses(missing)
@@ -169,7 +182,7 @@ class Session:
             status = "deleted or has expired"
         elif status not in (JobStatus.CANCELED, JobStatus.STOPPED):
             return None
-        return outcome.of_error(RemoteError("farpool.NoResult", f"job {job_id} was {status}"))[0]
+        return outcome.of_error(NoResultError(f"job {job_id} was {status}"))[0]
 
 
 def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]) -> bytes:

@@ -13,7 +13,6 @@ from redis.commands.core import Script
 
 from farpool.shared import keys
 from farpool.shared.call import Call
-from farpool.shared.errors import PayloadError
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag, claim_of, iso
 
 RESULT_SECONDS = 500
@@ -88,16 +87,7 @@ class Broker:
             ttl: seconds after which a job that nobody started expires.
             result_ttl: seconds to keep results; None for the worker's default.
             failure_ttl: seconds to keep failures; None for the worker's default.
-
-        Raises:
-            PayloadError: a job is too large; none is enqueued then.
         """
-        for job in jobs:
-            if len(job.data) > MAX_PAYLOAD:
-                raise PayloadError(
-                    f"the call {job.description[:80]!r} takes {len(job.data)} bytes pickled, more "
-                    f"than the {MAX_PAYLOAD} that fit into Redis; put its data into a file"
-                )
         now = iso(time.time())
         shared: list[Any] = [
             "status", "queued", "origin", queue, "created_at", now, "enqueued_at", now,
@@ -176,13 +166,27 @@ class Broker:
                 pipe.hdel(keys.results(session), *read)
             pipe.xread(cast(Any, streams), block=max(1, int(timeout * 1000)))
             reply = cast(Any, pipe.execute()[-1])
-        items = reply.items() if isinstance(reply, dict) else reply or ()
-        found = []
-        for name, entries in items:
-            if isinstance(reply, dict):
-                entries = entries[0] if entries and isinstance(entries[0], list) else entries
-            found += [(name.decode(), entry.decode(), fields) for entry, fields in entries]
-        return found
+        return _entries(reply)
+
+    def results_of(
+        self, job_id: str, after: str, timeout: float
+    ) -> tuple[list[tuple[str, dict[bytes, bytes]]], str | None]:
+        """Wait up to `timeout` seconds for entries after `after` in RQ's stream of a job's results.
+
+        Returns:
+            (entry id, fields) of each, and the job's status at that time; None if it is gone.
+        """
+        with self.client.pipeline(transaction=False) as pipe:
+            stream: Any = {keys.result_stream(job_id): after}
+            pipe.xread(stream, block=max(1, int(timeout * 1000)))
+            pipe.hget(keys.job(job_id), "status")
+            reply, status = pipe.execute()
+        entries = [(entry, fields) for _, entry, fields in _entries(reply)]
+        return entries, status.decode() if status else None
+
+    def served(self, queue: str) -> bool:
+        """Return whether any worker, ours or RQ's, is registered for a queue."""
+        return bool(self.client.scard(keys.workers(queue)))
 
     def announce_nothing(self, session: str) -> None:
         """Wake whoever waits for announcements of a session."""
@@ -388,3 +392,13 @@ class Broker:
     def _now(self) -> float:
         seconds, micros = self.client.time()
         return seconds + micros / 1e6
+
+
+def _entries(reply: Any) -> list[tuple[str, str, dict[bytes, bytes]]]:
+    """Read the reply to XREAD as (stream, entry id, fields), with whichever protocol it came."""
+    found = []
+    for name, entries in reply.items() if isinstance(reply, dict) else reply or ():
+        if isinstance(reply, dict):
+            entries = entries[0] if entries and isinstance(entries[0], list) else entries
+        found += [(name.decode(), entry.decode(), fields) for entry, fields in entries]
+    return found

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from farpool.shared import current_job, frames, isolation, outcome, payload, preload
+from farpool.shared import chunks, current_job, frames, isolation, outcome, payload, preload
 from farpool.shared.capture import Capture
 from farpool.shared.functions import resolve
 
@@ -141,7 +141,11 @@ class Child:
         finally:
             isolation.set_time_limit(0)
             current_job.leave(job)
-        body, text = outcome.of_result(value, main_by_value=self._config.main_by_value)
+        by_value = self._config.main_by_value
+        body, text = outcome.of_result(value, main_by_value=by_value)
+        if text and name == chunks.RUN:
+            value = chunks.salvage(value, main_by_value=by_value)
+            body, text = outcome.of_result(value, main_by_value=by_value)
         if text:
             return frames.FAILED, body, text
         return (frames.OK_NONE if value is None else frames.OK), body, ""

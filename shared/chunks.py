@@ -88,6 +88,18 @@ def run(
     return values, failures, time.perf_counter() - begin
 
 
+def salvage(results: Results, *, main_by_value: bool) -> Results:
+    """Replace the values that do not pickle by failures, so that the others are not lost."""
+    values, failures, seconds = results
+    kept = list(values)
+    for index, value in enumerate(values):
+        data, text = outcome.of_result(value, main_by_value=main_by_value)
+        if text:
+            kept[index] = None
+            failures[index] = data
+    return kept, failures, seconds
+
+
 def _caller(function: Callable[..., Any], kind: Kind) -> Callable[[Any], Any]:
     if inspect.iscoroutinefunction(function):
         coroutine = function

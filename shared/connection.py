@@ -105,7 +105,8 @@ def translated_errors(url: str) -> Iterator[None]:
     try:
         yield
     except exceptions.AuthenticationError as error:
-        raise ServerUnavailableError(f"the server at {where} refused the login: {error}") from None
+        reason = "it needs a password" if "already authenticated" in str(error) else error
+        raise ServerUnavailableError(f"the server at {where} refused the login: {reason}") from None
     except (exceptions.InvalidResponse, UnicodeDecodeError):
         raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
@@ -113,7 +114,7 @@ def translated_errors(url: str) -> Iterator[None]:
             raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
         raise ServerUnavailableError(
             f"no server answers at {where} ({error}); start one with 'farpool server', or give "
-            "another --url"
+            "another url"
         ) from None
     except exceptions.NoPermissionError as error:
         raise ServerUnavailableError(f"the server at {where} refused: {error}") from None

@@ -30,6 +30,10 @@ class FunctionNotFoundError(FarpoolError, ImportError):
     """A task names a function that cannot be imported where it runs."""
 
 
+class NoResultError(FarpoolError):
+    """A job has no result and will have none: it was canceled, stopped, deleted or has expired."""
+
+
 class PayloadError(FarpoolError):
     """A payload is none that farpool can read, or is too large to be sent."""
 

@@ -39,7 +39,8 @@ def call(function: bytes, /, *args: Any, **kwargs: Any) -> Any:
 @functools.lru_cache(maxsize=128)
 def unpack(function: bytes) -> Callable[..., Any]:
     """Load a function from its pickle; the latest 128 are kept."""
-    loaded: Callable[..., Any] = payload.loads(function)
+    with payload.naming_host():
+        loaded: Callable[..., Any] = payload.loads(function)
     return loaded
 
 

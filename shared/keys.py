@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from rq.defaults import RQ_KEY_PREFIX
 
+from farpool.shared.errors import ConfigError
+
 PREFIX = RQ_KEY_PREFIX
 
 QUEUES = f"{PREFIX}:queues"
 SUSPENDED = f"{PREFIX}:suspended"
 NODES = f"{PREFIX}:farpool:nodes"
 """Sorted set: node name -> end of its lease (server time, seconds since the epoch)."""
+
+
+def check_queue(name: object) -> None:
+    """Refuse what is no name of a queue.
+
+    Raises:
+        ConfigError: it is no text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{name!r} is not the name of a queue")
 
 
 def queue(name: str) -> str:
@@ -34,6 +46,11 @@ def dependents(job_id: str) -> str:
 def result_stream(job_id: str) -> str:
     """RQ's stream of the results of one job."""
     return f"{PREFIX}:results:{job_id}"
+
+
+def workers(queue: str) -> str:
+    """RQ's set of the workers that serve a queue."""
+    return f"{PREFIX}:workers:{queue}"
 
 
 def worker(name: str) -> str:

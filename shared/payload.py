@@ -6,16 +6,18 @@ A function or class of `__main__` has no importable name on another machine, so 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import socket
 import types
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cloudpickle
 
-from farpool.shared.errors import PayloadError
+from farpool.shared.errors import FunctionNotFoundError, PayloadError
 
 PROTOCOL = 5
 _MAIN_NAME = "__main__"
@@ -89,14 +91,32 @@ def loads(data: bytes) -> Any:
     return pickle.loads(data)
 
 
+@contextlib.contextmanager
+def naming_host() -> Iterator[None]:
+    """Say on which machine a name that a pickle refers to is missing.
+
+    Raises:
+        FunctionNotFoundError: in place of what unpickling raises then.
+    """
+    try:
+        yield
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise FunctionNotFoundError(
+            f"the call cannot be loaded on host {socket.gethostname()}: {error}; what it refers "
+            "to must be importable there"
+        ) from error
+
+
 def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
     """Read a job's data: the function's name, its instance or None, and the arguments.
 
     Raises:
         PayloadError: the data is something else.
+        FunctionNotFoundError: it refers to something that is not there on this machine.
         Exception: whatever unpickling it raises.
     """
-    loaded = loads(decompress(data))
+    with naming_host():
+        loaded = loads(decompress(data))
     match loaded:
         case str(), _, list() | tuple(), dict():
             name, instance, args, kwargs = loaded

@@ -17,6 +17,25 @@ from farpool.shared.connection import connect
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
 
+PROGRAM = """
+import os, sys
+from multiprocessing import Pool
+
+class Square:
+    def __init__(self, n):
+        self.n = n * n
+
+def square(n):
+    print("Worker process id for {}: {}".format(n, os.getpid()))
+    return Square(n)
+
+if __name__ == "__main__":
+    with Pool(2) as pool:
+        squares = [square.n for square in pool.map(square, [1, 2, 3])]
+    print(sys.argv, squares)
+    sys.exit(7)
+"""
+
 
 def farpool(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m farpool`."""
@@ -56,6 +75,25 @@ def test_enqueue_result_and_info(node: NodeProcess, url: str) -> None:
     shown = farpool("info", "--url", url).stdout
     assert f"{node.name}: 2 processes" in shown
     assert "default: 0 queued" in shown
+
+
+def test_run(node: NodeProcess, url: str, tmp_path: Path) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(PROGRAM)
+    for arguments in ([], ["--url", url]):
+        ended = farpool("run", *arguments, str(script), "-x", "--url", "mine")
+        assert (ended.returncode, ended.stderr) == (7, "")
+        lines = ended.stdout.splitlines()
+        assert lines[-1] == f"{[str(script), '-x', '--url', 'mine']} [1, 4, 9]"
+        assert sum("Worker process id for" in line for line in lines) == 3
+        assert all(line.startswith("[") for line in lines) == bool(arguments)
+    module = farpool("run", "-m", "json.tool", "--help")
+    assert module.stdout.startswith("usage: python -m json.tool")
+    script.write_text("1 / 0")
+    failed = farpool("run", str(script))
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[1].endswith('pool.py", line 1, in <module>')
+    assert "there is no script 'nowhere.py'" in farpool("run", "nowhere.py").stderr
 
 
 def test_help_and_version() -> None:
@@ -131,7 +169,12 @@ def test_a_server_that_is_not_redis() -> None:
 
 
 def test_bad_arguments(url: str) -> None:
-    assert "MODULE:FUNCTION" in farpool("enqueue", "nocolon", "--url", url).stderr
+    for name in ("nocolon", "a:b:c"):
+        assert "MODULE:FUNCTION" in farpool("enqueue", name, "--url", url).stderr
+    assert (
+        "not the name of a queue" in farpool("enqueue", "a:b", "--queue", "", "--url", url).stderr
+    )
+    assert "not the name of a queue" in farpool("worker", "", "--url", url).stderr
     assert "no such job" in farpool("result", "unknown", "--url", url).stderr
     assert farpool("worker", "--processes", "0", "--url", url).returncode == 2
 

@@ -7,6 +7,7 @@ import socket
 import uuid
 from dataclasses import dataclass, field
 
+from farpool.shared import keys
 from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS
 
 
@@ -42,3 +43,12 @@ class NodeConfig:
     drain_timeout: float = 30.0
     lease: float = LEASE_SECONDS
     max_attempts: int = MAX_ATTEMPTS
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: a queue has no name.
+        """
+        for name in self.queues:
+            keys.check_queue(name)

@@ -179,6 +179,7 @@ class Node:
             if self._backoff:
                 self._reconcile()
                 self._backoff = 0.0
+                log.warning("the server answers again")
             self._record(now)
             self._claim(now)
             if self._stop_at is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -14,10 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from farpool import FarpoolError, Pool, RemoteError, StartError, WorkerLostError
+from farpool import (
+    FarpoolError,
+    FunctionNotFoundError,
+    Pool,
+    RemoteError,
+    StartError,
+    WorkerLostError,
+)
 from farpool.shared.connection import URL_VARIABLE
 from tests.support import tasks
-from tests.support.nodes import ROOT
+from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
 
 
@@ -116,6 +124,35 @@ def test_what_kills_pools_elsewhere(pool: Pool) -> None:
     with pytest.raises(TypeError, match="pickle"):
         pool.apply(tasks.square, (threading.Lock(),))
     assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_a_callback_that_raises_stops_nothing(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    result = pool.apply_async(tasks.square, (3,), callback=tasks.fail)
+    assert result.get(20) == 9
+    assert pool.apply(tasks.square, (4,)) == 16
+    assert "a callback failed" in caplog.text
+
+
+def test_a_value_that_does_not_pickle_takes_no_other_along(pool: Pool) -> None:
+    results = pool.imap(tasks.unpicklable_if_odd, range(4), 4)
+    assert next(results) == 0
+    with pytest.raises(MaybeEncodingError, match="'<Unpicklable>'"):
+        next(results)
+    assert next(results) == 2
+
+
+def test_a_module_that_is_missing_on_the_node_is_named(
+    node: NodeProcess, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def f(n): return n\nclass C: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    only_here = importlib.import_module("only_here")
+    says = f"on host {os.uname().nodename}: No module named 'only_here'"
+    with Pool(url=url) as pool:
+        with pytest.raises(FunctionNotFoundError, match=says):
+            pool.map(only_here.f, [1])
+        with pytest.raises(FunctionNotFoundError, match=says):
+            pool.map(tasks.kind, [only_here.C()])
 
 
 def test_initializer_runs_once_in_each_process(where: str | None, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from redis import Redis
 from rq import Callback, Repeat, Retry
 from rq.exceptions import DuplicateJobError
 
-from farpool import ConfigError, Job, Queue, RemoteError
+from farpool import ConfigError, Job, NoResultError, PayloadError, Queue
 from farpool.producer import queue as queue_module
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
@@ -102,13 +102,34 @@ def test_a_job_that_has_no_result_any_more(queue: Queue, client: Redis) -> None:
     idle = Queue("nobody", connection=client)
     canceled = idle.enqueue(tasks.square, 1)
     canceled.cancel()
-    with pytest.raises(RemoteError, match="canceled"):
+    with pytest.raises(NoResultError, match="canceled"):
         canceled.get(10)
     deleted = idle.enqueue(tasks.square, 1)
     deleted.delete()
-    with pytest.raises(RemoteError, match="deleted"):
+    with pytest.raises(NoResultError, match="deleted"):
         deleted.get(10)
     canceled.delete()
+
+
+def test_an_id_that_is_used_again(queue: Queue) -> None:
+    for n in (3, 4):
+        assert queue.enqueue(tasks.square, n, job_id="same").get(20) == n * n
+    assert queue.enqueue(tasks.square, 5, job_id="same").get(20) == 25
+
+
+def test_a_queue_that_nobody_works_on_is_told(
+    client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Queue("nobody", connection=client).enqueue(tasks.square, 1)
+    with pytest.raises(TimeoutError):
+        job.get(1)
+    assert "nobody works on the queue 'nobody'; start a node with: farpool worker" in caplog.text
+
+
+def test_a_queue_has_a_name(client: Redis) -> None:
+    for name in ("", 5, None):
+        with pytest.raises(ConfigError, match="not the name of a queue"):
+            Queue(name, connection=client)  # type: ignore[arg-type]
 
 
 def test_enqueue_map(queue: Queue) -> None:
@@ -142,7 +163,7 @@ def test_what_does_not_pickle_enqueues_nothing(client: Redis) -> None:
 
 def test_what_is_too_large_is_refused(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "MAX_PAYLOAD", 1000)
-    with pytest.raises(ConfigError, match="bytes pickled"):
+    with pytest.raises(PayloadError, match="bytes pickled"):
         queue.enqueue(tasks.say, "x" * 2000)
 
 

@@ -81,6 +81,9 @@ def append(path: str, text: str) -> str:
 class Unpicklable:
     """Refuses to be pickled."""
 
+    def __repr__(self) -> str:
+        return "<Unpicklable>"
+
     def __reduce__(self) -> Any:
         raise TypeError("will not be pickled")
 
@@ -132,3 +135,8 @@ def invert(n: float) -> float:
 def kind(value: object) -> str:
     """Return the name of the value's type."""
     return type(value).__name__
+
+
+def unpicklable_if_odd(n: int) -> object:
+    """Return n, or what does not pickle."""
+    return Unpicklable() if n % 2 else n
