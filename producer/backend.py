@@ -26,6 +26,8 @@ class Backend(Protocol):
     """Whether what `__main__` defines must travel by value."""
     max_payload: int
     """Bytes that a chunk may take."""
+    namespace: str
+    """See `payload.dumps`."""
     setup: tuple[str, bytes] | None
     """What each chunk carries to initialize its process; see `chunks.Chunk`."""
 

@@ -122,7 +122,8 @@ class Calls:
         by_item: bool = False,
     ) -> None:
         try:
-            chunk = Chunk(func, kind, self._backend.setup, self._backend.main_by_value)
+            where = self._backend
+            chunk = Chunk(func, kind, where.setup, where.main_by_value, where.namespace)
         except Exception as error:
             # As in multiprocessing, a call that cannot be sent fails by its result.
             sink._fail(error)

@@ -57,9 +57,11 @@ class ClusterBackend:
         self._session = Session(
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
+        self.namespace = self._session.id
         self.setup: tuple[str, bytes] | None = None
         if initializer is not None:
-            self.setup = self._session.id, payload.dumps((initializer, tuple(initargs)))
+            call = initializer, tuple(initargs)
+            self.setup = self._session.id, payload.dumps(call, namespace=self.namespace)
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
         self._tag = Tag(self._session.id, announce=True, chunk=True, output=forward_output)
         self._working = threading.Event()

@@ -38,6 +38,7 @@ class LocalBackend:
 
     setup: tuple[str, bytes] | None = None
     max_payload = sys.maxsize
+    namespace = ""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from farpool.shared import functions, outcome, payload
@@ -24,7 +25,7 @@ class Chunk:
         function: what to call.
         kind: how items become arguments.
         setup: (pool id, pickled (initializer, initargs)) to run first in each process; or None.
-        main_by_value: see `payload.dumps`.
+        main_by_value, namespace: see `payload.dumps`.
 
     Raises:
         Exception: the function does not pickle.
@@ -36,8 +37,10 @@ class Chunk:
         kind: Kind,
         setup: tuple[str, bytes] | None,
         main_by_value: bool,
+        namespace: str = "",
     ) -> None:
-        self._function = payload.dumps(function, main_by_value=main_by_value)
+        self._dumps = partial(payload.dumps, main_by_value=main_by_value, namespace=namespace)
+        self._function = self._dumps(function)
         self._kind = kind
         self._setup = setup
         self._main_by_value = main_by_value
@@ -49,7 +52,7 @@ class Chunk:
             Exception: an item does not pickle.
         """
         arguments = (self._setup, self._function, self._kind, self._main_by_value, items)
-        return payload.dumps((RUN, None, arguments, {}), main_by_value=self._main_by_value)
+        return self._dumps((RUN, None, arguments, {}))
 
 
 _set_up: set[str] = set()

@@ -10,9 +10,11 @@ import contextlib
 import io
 import pickle
 import socket
+import sys
 import types
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -20,17 +22,20 @@ import cloudpickle
 from farpool.shared.errors import FunctionNotFoundError, PayloadError
 
 PROTOCOL = 5
+MAX_NAMESPACES = 64
 _MAIN_NAME = "__main__"
 _MAIN = _MAIN_NAME.encode()
 
 
-def dumps(obj: object, *, main_by_value: bool = True) -> bytes:
+def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> bytes:
     """Pickle arguments or a function for a child process.
 
     Args:
         obj: anything that pickle or cloudpickle takes.
         main_by_value: send what `__main__` defines by value; False where the reader has the
             same `__main__`, as the children of a local pool do.
+        namespace: functions of `__main__` that are sent with the same one share their global
+            variables in each process, so that they see what an initializer has set.
 
     Raises:
         Exception: whatever pickling `obj` raises.
@@ -38,15 +43,71 @@ def dumps(obj: object, *, main_by_value: bool = True) -> bytes:
     try:
         data = pickle.dumps(obj, PROTOCOL)
     except Exception:
-        return _by_value(obj)
+        return _by_value(obj, namespace)
     if main_by_value and _MAIN in data:
-        return _by_value(obj)
+        return _by_value(obj, namespace)
     return data
 
 
-def _by_value(obj: object) -> bytes:
-    data: bytes = cloudpickle.dumps(obj, PROTOCOL)
-    return data
+def _by_value(obj: object, namespace: str) -> bytes:
+    buffer = io.BytesIO()
+    make: Any = _ByValue
+    pickler = make(buffer, PROTOCOL)
+    pickler.namespace = namespace
+    pickler.dump(obj)
+    return buffer.getvalue()
+
+
+class _ByValue(cloudpickle.Pickler):
+    """Gives functions of `__main__` the global variables of a namespace."""
+
+    namespace = ""
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduce: Any = super().reducer_override
+        reduced = reduce(obj)
+        if (
+            self.namespace
+            and isinstance(obj, types.FunctionType)
+            and obj.__globals__ is sys.modules[_MAIN_NAME].__dict__
+            and isinstance(reduced, tuple)
+        ):
+            make, (code, attributes, *rest), state, *none, set_state = reduced
+            variables = _Globals(self.namespace, attributes)
+            return make, (code, variables, *rest), state, *none, partial(_keep_globals, set_state)
+        return reduced
+
+
+class _Globals:
+    """Becomes the namespace's own dict when it is unpickled."""
+
+    def __init__(self, namespace: str, attributes: dict[str, Any]) -> None:
+        self._arguments = namespace, attributes
+
+    def __reduce__(self) -> Any:
+        return globals_of, self._arguments
+
+
+def globals_of(namespace: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the global variables that the functions of a namespace share in this process."""
+    while len(_namespaces) > MAX_NAMESPACES:
+        _namespaces.pop(next(iter(_namespaces)))
+    return _namespaces.setdefault(namespace, dict(attributes))
+
+
+_namespaces: dict[str, dict[str, Any]] = {}
+
+
+def _keep_globals(set_state: Callable[..., None], function: Any, state: Any) -> None:
+    """Set a function's state, but no variable that the process has already; only definitions."""
+    attributes, slots = state
+    fresh = slots["__globals__"]
+    slots["__globals__"] = {
+        name: value
+        for name, value in fresh.items()
+        if name not in function.__globals__ or isinstance(value, types.FunctionType | type)
+    }
+    set_state(function, (attributes, slots))
 
 
 class _MainByValue(cloudpickle.Pickler):

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 
@@ -249,6 +249,46 @@ if __name__ == "__main__":
     assert all(type(mine) is Mine for mine in result)
     print([mine.n for mine in result])
 """
+
+
+GLOBALS = """
+from farpool import Pool
+
+count = 0
+given = None
+
+def initialize(value):
+    global given, unknown_here
+    given = unknown_here = value
+
+def add(n):
+    global count
+    count += 1
+    return given + unknown_here + n
+
+def counted(_):
+    return count
+
+if __name__ == "__main__":
+    with Pool(1, initialize, (5,)) as pool:
+        print(pool.map(add, [1, 2], chunksize=1), pool.apply(add, (3,)), pool.apply(counted, (0,)))
+"""
+
+
+@pytest.mark.parametrize("where", ["local", "cluster"])
+def test_functions_of_a_program_share_its_variables(
+    where: str, start_node: Callable[..., NodeProcess], url: str, tmp_path: Path
+) -> None:
+    start_node(processes=1)
+    script = tmp_path / "program.py"
+    script.write_text(GLOBALS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if where == "cluster":
+        environment[URL_VARIABLE] = url
+    ended = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.stdout, ended.stderr) == ("[11, 12] 13 3\n", "")
 
 
 def test_the_beginners_program_with_its_pool_left_open(where: str | None, tmp_path: Path) -> None:
