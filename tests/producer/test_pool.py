@@ -220,7 +220,7 @@ def test_a_dropped_pool_warns(where: str | None) -> None:
     pool = Pool(1, url=where)
     kept = [pool]
     del pool
-    with pytest.warns(ResourceWarning, match="unclosed running pool"):
+    with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool"):
         kept.clear()
     gc.collect()
 

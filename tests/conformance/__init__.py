@@ -1,0 +1,1 @@
+"""CPython's own tests of multiprocessing.Pool, run against farpool: `make conformance`."""

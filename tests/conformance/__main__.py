@@ -1,0 +1,73 @@
+"""Runs CPython's Pool tests against farpool and prints what passed: `local`, `cluster` or both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import unittest
+
+import click
+
+from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.server import EmbeddedServer
+from tests.support.nodes import NodeProcess
+
+_PRIVATE = "looks at the pool's own child processes; a cluster's workers are elsewhere"
+NOT_ON_A_CLUSTER = {
+    "WithProcessesTestPool.test_make_pool": _PRIVATE,
+    "WithProcessesTestPoolWorkerLifetime.test_pool_worker_lifetime": _PRIVATE,
+}
+
+
+@click.command()
+@click.argument("where", type=click.Choice(["local", "cluster", "both"]), default="both")
+def main(where: str) -> None:
+    """Run the tests on local processes, on a node of a server, or both."""
+    if where == "both":
+        command = [sys.executable, "-m", "tests.conformance"]
+        sys.exit(max(subprocess.call([*command, each]) for each in ("local", "cluster")))
+    with contextlib.ExitStack() as stack:
+        if where == "cluster":
+            server = stack.enter_context(EmbeddedServer())
+            stack.enter_context(NodeProcess(server.url, processes=4))
+            os.environ[URL_VARIABLE] = server.url
+        sys.exit(_run(where))
+
+
+def _run(where: str) -> int:
+    from tests.conformance import cases
+
+    excused = NOT_ON_A_CLUSTER if where == "cluster" else {}
+    suite = unittest.TestSuite()
+    for test in _tests(unittest.defaultTestLoader.loadTestsFromModule(cases)):
+        if _name(test) not in excused:
+            suite.addTest(test)
+    result = unittest.TextTestRunner(verbosity=0).run(suite)
+    bad = len(result.failures) + len(result.errors)
+    click.echo(
+        f"{where}: CPython {sys.version.split()[0]}'s Pool tests: "
+        f"{result.testsRun - bad - len(result.skipped)} passed, {bad} failed, "
+        f"{len(result.skipped)} skipped, {len(excused)} left out"
+    )
+    for test, reason in result.skipped:
+        click.echo(f"  skipped {_name(test)}: {reason}")
+    for name, reason in excused.items():
+        click.echo(f"  left out {name}: {reason}")
+    return 1 if bad else 0
+
+
+def _tests(suite: unittest.TestSuite) -> list[unittest.TestCase]:
+    found: list[unittest.TestCase] = []
+    for each in suite:
+        found += _tests(each) if isinstance(each, unittest.TestSuite) else [each]
+    return found
+
+
+def _name(test: unittest.TestCase) -> str:
+    return ".".join(test.id().split(".")[-2:])
+
+
+if __name__ == "__main__":
+    main()
