@@ -8,10 +8,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest test-others lint format bench clean
+.PHONY: help demo test pytest test-others conformance lint format bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.embedded  ## run a pool, a node and a server on this machine
 	$(BIN)/farpool demo
@@ -31,6 +31,9 @@ test-others:
 	    break; \
 	  done; \
 	done
+
+conformance: $(VENV)/.dev  ## run CPython's own Pool tests on local processes and on a cluster
+	$(BIN)/python -m tests.conformance
 
 lint: $(VENV)/.dev  ## check style, types and compose.yaml
 	$(BIN)/ruff check

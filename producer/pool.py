@@ -259,5 +259,7 @@ class Pool:
     def __del__(self) -> None:
         """Warn of a pool that was never closed."""
         if getattr(self, "_state", _TERMINATE) == _RUN:
-            warnings.warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, 2, source=self)
+            warnings.warn(
+                f"unclosed running multiprocessing pool {self!r}", ResourceWarning, 2, source=self
+            )
             self.terminate()

@@ -333,11 +333,12 @@ class Broker:
 
     def heartbeat(
         self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim]
-    ) -> list[str] | None:
+    ) -> tuple[list[str], list[str]] | None:
         """Renew a node's lease for all it holds.
 
         Returns:
-            The names of nodes whose lease has ended; None if this node must register (again).
+            The names of nodes whose lease has ended, and the ids of started jobs that were deleted
+            or canceled; None if this node must register (again).
         """
         names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
         args: list[Any] = [
@@ -346,8 +347,11 @@ class Broker:
         ]  # fmt: skip
         for claim in started:
             args += (claim.id, claim.execution, claim.queue)
-        known, *lost = cast(list[Any], self._heartbeat(names, args))
-        return [name.decode() for name in lost] if known else None
+        reply = cast(list[Any], self._heartbeat(names, args))
+        if not reply:
+            return None
+        lost, gone = ([name.decode() for name in part] for part in reply)
+        return lost, gone
 
     def lease(self, node: str, seconds: float, processes: int) -> None:
         """Give a node a lease, so that it may hold claims, and say how many processes it has."""

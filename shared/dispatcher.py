@@ -179,6 +179,12 @@ class Dispatcher:
         found = ((process.running(), process.progressed) for process in self.pool.processes)
         return [(task, now - since) for task, since in found if task is not None]
 
+    def kill(self, task: Task) -> None:
+        """Kill the child that is running `task`, if one is; a `Crashed` follows."""
+        for process in self.pool.processes:
+            if process.running() is task:
+                process.kill()
+
     def stop(self, timeout: float = 0.0) -> None:
         """End the children; those still busy after `timeout` seconds are killed."""
         self.pool.stop(timeout)

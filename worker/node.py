@@ -9,8 +9,10 @@ on, results are kept, and the loop tries again.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
+from collections.abc import Collection
 from types import FrameType
 
 from redis.exceptions import RedisError
@@ -33,6 +35,8 @@ log = logging.getLogger("farpool.node")
 
 MAINTENANCE_SECONDS = 600.0
 SUSPENDED_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+"""How often a node asks whether what it runs is still wanted."""
 _FIRST_BACKOFF = 0.05
 _MAX_BACKOFF = 1.0
 
@@ -130,9 +134,9 @@ class Node:
                 case Done(task):
                     self._done(result)
                 case Crashed(task):
-                    log.warning("a process %s while it ran %s", result.reason, task.label)
                     claim = self._claims.of(task)
                     if claim is not None:
+                        log.warning("a process %s while it ran %s", result.reason, task.label)
                         self._crashes.append((claim, result))
                 case Printed(task):
                     claim = self._claims.of(task)
@@ -243,14 +247,26 @@ class Node:
             self._maintain_at = now + MAINTENANCE_SECONDS
             self._dispatcher.add([self._claims.errand("maintain", list(self.config.queues))])
         if now >= self._beat_at or (self._dispatcher.busy and not self._said_busy):
-            self._beat_at = now + self.config.lease / 3
+            started = self._claims.started()
+            self._beat_at = now + min(self.config.lease / 3, _LOOK_SECONDS if started else math.inf)
             self._said_busy = self._dispatcher.busy
-            lost_nodes = self._registration.renew(self._said_busy, self._claims.started())
+            lost_nodes, gone = self._registration.renew(self._said_busy, started)
+            self._kill_unwanted(gone)
             self._waiter.check()
             for lost in lost_nodes:
                 recover(
                     self._broker, self.config.name, lost, self._finisher, self.config.max_attempts
                 )
+
+    def _kill_unwanted(self, gone: Collection[str]) -> None:
+        """End the processes that run what a pool does not wait for any more."""
+        running = [task for task, _ in self._dispatcher.running() if task.job_id in gone]
+        # As with rq's workers, a job of a queue goes on when it is canceled while it runs.
+        claims = {task: self._claims.of(task) for task in running}
+        unwanted = [task for task, claim in claims.items() if claim and claim.tag.chunk]
+        self._claims.give_back(unwanted)
+        for task in unwanted:
+            self._dispatcher.kill(task)
 
     def _hand_back(self) -> None:
         tasks = self._dispatcher.take_back()

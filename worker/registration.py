@@ -63,20 +63,21 @@ class Registration:
         self._worker.register_birth()
         self._broker.lease(self._name, self._lease, self._processes)
 
-    def renew(self, busy: bool, started: Iterable[Claim]) -> list[str]:
+    def renew(self, busy: bool, started: Iterable[Claim]) -> tuple[list[str], list[str]]:
         """Renew the lease, which covers all claims, and RQ's records of what was started.
 
         Returns:
-            The names of nodes whose lease has ended.
+            The names of nodes whose lease has ended, and the ids of started jobs that were
+            deleted or canceled.
 
         Raises:
             NotRegisteredError: the lease has ended and others took over, or the server is new.
         """
         ttl = self._worker.worker_ttl + 60
-        lost = self._broker.heartbeat(self._name, self._lease, ttl, busy, started)
-        if lost is None:
+        found = self._broker.heartbeat(self._name, self._lease, ttl, busy, started)
+        if found is None:
             raise NotRegisteredError(self._name)
-        return lost
+        return found
 
     def unregister(self) -> None:
         """Say goodbye; the node holds nothing any more."""

@@ -4,12 +4,12 @@
 -- ARGV: 1 node, 2 seconds of lease, 3 seconds to keep the worker's hash, 4 time now as RQ writes
 --       it, 5 state ("busy" or "idle"), 6 RQ's key prefix, 7 seconds until RQ may take an
 --       execution for abandoned, then for each started job: id, execution, queue
--- Returns: {1, name of a node whose lease has ended, ...}, or {0} if the node is not registered
---          (any more) and must register again
+-- Returns: {{name of a node whose lease has ended, ...}, {id of a started job that was deleted or
+--          canceled, ...}}, or {} if the node is not registered (any more) and must register again
 local now = redis.call('TIME')
 local epoch = tonumber(now[1])
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('EXISTS', KEYS[2]) == 0 then
-  return {0}
+  return {}
 end
 local exact = epoch + tonumber(now[2]) / 1e6
 redis.call('ZADD', KEYS[1], exact + tonumber(ARGV[2]), ARGV[1])
@@ -17,8 +17,13 @@ redis.call('HSET', KEYS[2], 'last_heartbeat', ARGV[4], 'state', ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 local prefix, ttl = ARGV[6], tonumber(ARGV[7])
+local gone = {}
 for at = 8, #ARGV, 3 do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local status = redis.call('HGET', prefix .. ':job:' .. id, 'status')
+  if not status or status == 'canceled' then
+    gone[#gone + 1] = id
+  end
   local key = prefix .. ':execution:' .. id .. ':' .. execution
   if redis.call('EXISTS', key) == 1 then
     redis.call('HSET', key, 'last_heartbeat', epoch)
@@ -28,4 +33,4 @@ for at = 8, #ARGV, 3 do
     redis.call('EXPIRE', prefix .. ':executions:' .. id, ttl + 60)
   end
 end
-return {1, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', exact))}
+return {redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', exact), gone}

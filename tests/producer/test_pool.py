@@ -216,6 +216,15 @@ def test_terminate_fails_what_is_not_ready(where: str | None, tmp_path: Path) ->
             result.get(0)
 
 
+def test_terminate_ends_what_runs_on_nodes(node: NodeProcess, url: str, tmp_path: Path) -> None:
+    markers = [str(tmp_path / name) for name in "ab"]
+    with Pool(url=url) as pool:
+        pool.map_async(tasks.block, markers, chunksize=1)
+        wait_for(lambda: all(Path(marker).exists() for marker in markers))
+    with Pool(url=url) as pool:
+        assert pool.map(tasks.square, [1, 2]) == [1, 4]
+
+
 def test_a_dropped_pool_warns(where: str | None) -> None:
     pool = Pool(1, url=where)
     kept = [pool]

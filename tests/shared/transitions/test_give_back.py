@@ -202,7 +202,7 @@ def test_rq_sees_a_lost_node_no_more(broker: Broker, client: Redis) -> None:
     start(broker, "a", *take(broker))
     end_lease(client, "a")
     assert broker.leases()["a"] < 0 < broker.leases()["b"]
-    assert broker.heartbeat("b", 60, 60, False, []) == ["a"]
+    assert broker.heartbeat("b", 60, 60, False, []) == (["a"], [])
     assert [node["name"] for node in broker.nodes()] == ["b"]
     assert broker.recover("b", "a", MAX_ATTEMPTS) == (1, [])
     # Read as they are: RQ's own look at its workers removes those that are gone.
@@ -226,12 +226,12 @@ def test_a_node_without_a_lease_is_lost(broker: Broker, client: Redis) -> None:
 
 def test_a_heartbeat_renews_the_lease_even_late(broker: Broker, client: Redis) -> None:
     for _ in range(2):
-        assert broker.heartbeat("a", 20, 70, True, []) == []
+        assert broker.heartbeat("a", 20, 70, True, []) == ([], [])
         assert 19 < broker.leases()["a"] <= 20
         assert client.ttl(keys.worker("a")) == 70
         assert client.hget(keys.worker("a"), "state") == b"busy"
         end_lease(client, "a")
-    assert broker.heartbeat("a", 20, 70, False, []) == []
+    assert broker.heartbeat("a", 20, 70, False, []) == ([], [])
     assert client.hget(keys.worker("a"), "state") == b"idle"
 
 
@@ -247,7 +247,7 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
     for key, entry in lists.items():
         client.zadd(key, {entry: 1})
     client.expire("rq:executions:a", 2)
-    assert broker.heartbeat("a", 60, 70, True, claims) == []
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], [])
     assert client.ttl(execution.key) == ABANDONED_SECONDS
     assert client.ttl("rq:executions:a") == ABANDONED_SECONDS + 60
     for key, entry in lists.items():
@@ -257,7 +257,9 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
     assert not client.keys("rq:execution*:b*")
     assert client.ttl(keys.worker_executions("a")) == 70
     job(client, "a").cancel()
-    assert broker.heartbeat("a", 60, 70, True, claims) == []
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"])
+    job(client, "b").delete()
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a", "b"])
     assert not client.exists("rq:wip:low")
 
 
