@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from farpool.producer.executor import Executor
 from farpool.producer.group import Group
 from farpool.producer.job import Job
 from farpool.producer.pool import Pool
@@ -29,6 +30,7 @@ except PackageNotFoundError:  # used from a checkout that is not installed
 __all__ = [
     "AsyncResult",
     "ConfigError",
+    "Executor",
     "FarpoolError",
     "FunctionNotFoundError",
     "Group",

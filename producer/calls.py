@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from farpool.producer.backend import Backend
@@ -52,6 +53,7 @@ class Calls:
     ) -> AsyncResult:
         """Start a single call."""
         result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
+        result._drop = partial(self._cancel, result)
         self._send(result, func, "call", Items([(tuple(args), dict(kwds))]), at_once=True)
         return result
 
@@ -63,6 +65,7 @@ class Calls:
         chunksize: int | None,
         callback: Callback = None,
         error_callback: Callback = None,
+        progress: bool = False,
     ) -> MapResult:
         """Start a call for each item.
 
@@ -81,7 +84,10 @@ class Calls:
             first = room = _FIXED_ROOM
             sizes = FixedSize(chunksize)
             at_once = len(items) <= chunksize * _AT_ONCE
-        result = MapResult(len(items), Window(first), sizes, room, callback, error_callback)
+        result = MapResult(
+            len(items), Window(first), sizes, room, callback, error_callback, progress
+        )
+        result._drop = partial(self._cancel, result)
         if items:
             self._send(result, func, kind, Items(items), at_once)
         return result
@@ -111,6 +117,11 @@ class Calls:
         stream = Stream(window, FixedSize(chunksize), ordered)
         self._send(stream, func, kind, Items(iter(iterable)), at_once=False, by_item=True)
         return stream
+
+    def _cancel(self, sink: Sink) -> None:
+        chunks = self._outstanding.drop(sink)
+        if chunks:
+            self._backend.cancel(chunks)
 
     def _send(
         self,

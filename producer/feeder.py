@@ -23,6 +23,8 @@ class Sink(Protocol):
 
     window: Window
     sizes: Sizes
+    sent: int
+    """Number of items that were sent, or could not be."""
 
     def _chunk_done(self, start: int, count: int, data: bytes) -> None:
         """Take the outcome of a chunk of `count` items whose first is item `start`."""
@@ -70,7 +72,6 @@ class Feeder:
         self._name = name
         self._items = items
         self._by_item = by_item
-        self._sent = 0
         self._outage = Outage()
 
     def start(self) -> None:
@@ -83,10 +84,13 @@ class Feeder:
         if self._by_item:
             # Whoever iterates may lose interest until the last result has been handed out.
             self.sink.window.wait_unused()
-            unwanted = self._outstanding.drop(self.sink) if self.sink.window.closed else []
-            if unwanted:
-                self._backend.cancel(unwanted)
+            self._drop_unwanted()
         self._outstanding.fed(self)
+
+    def _drop_unwanted(self) -> None:
+        unwanted = self._outstanding.drop(self.sink) if self.sink.window.closed else []
+        if unwanted:
+            self._backend.cancel(unwanted)
 
     def run(self) -> None:
         """Send all chunks; returns when the last is on its way, or nobody wants the rest."""
@@ -95,6 +99,7 @@ class Feeder:
                 pass
         except Exception as error:
             self.sink._fail(error)
+        self._drop_unwanted()
         self.finished = True
         self._outstanding.changed()
 
@@ -125,12 +130,12 @@ class Feeder:
                     taken += len(submission.data)
         self._submit(batch)
         if ended and not window.closed:
-            self.sink._all_sent(self._sent, self._items.error)
+            self.sink._all_sent(self.sink.sent, self._items.error)
         return ended
 
     def _encode(self, items: Any) -> list[Submission]:
         """Encode items as one chunk, or as several if together they are too large."""
-        start, count = self._sent, len(items)
+        start, count = self.sink.sent, len(items)
         try:
             data = self._chunk.data(items)
             if len(data) > self._backend.max_payload and count > 1:
@@ -143,10 +148,10 @@ class Feeder:
                     f"{self._backend.max_payload} that fit; put it into a file and send its name"
                 )
         except Exception as error:
-            self._sent += count
+            self.sink.sent += count
             self.sink._chunk_failed(start, count, error)
             return []
-        self._sent += count
+        self.sink.sent += count
         self.sink.sizes.sent(count, len(data))
         bucket = 1 << (count - 1).bit_length()
         label = self._name if count == 1 else f"{self._name} x {bucket}"

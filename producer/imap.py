@@ -6,14 +6,16 @@ memory stays bounded at both ends however long the iterable is.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Self
 
 from farpool.producer.chunking import Sizes
-from farpool.producer.results import read
+from farpool.producer.results import read, wake
 from farpool.producer.window import Window
 from farpool.shared import outcome
 from farpool.shared.errors import TimeoutError
@@ -33,6 +35,7 @@ class Stream:
     def __init__(self, window: Window, sizes: Sizes, ordered: bool) -> None:
         self.window = window
         self.sizes = sizes
+        self.sent = 0
         self._ordered = ordered
         self._changed = threading.Condition()
         self._ready: deque[_Entry] = deque()
@@ -41,6 +44,7 @@ class Stream:
         self._handed_out = 0
         self._total: int | None = None
         self._failure: BaseException | None = None
+        self._waiting: list[Callable[[], None]] = []
 
     def _chunk_done(self, start: int, count: int, data: bytes) -> None:
         """See `feeder.Sink`."""
@@ -69,21 +73,32 @@ class Stream:
                     entries = self._early.pop(self._next)
                     self._next += len(entries)
                     self._ready.extend(entries)
-            self._changed.notify_all()
+            self._notify()
 
     def _all_sent(self, count: int, error: BaseException | None) -> None:
         if error is not None:
             self._put(count, [(None, error)])
         with self._changed:
             self._total = count + (error is not None)
-            self._changed.notify_all()
+            self._notify()
 
     def _fail(self, error: BaseException) -> None:
         """End with an exception once the results that are here have been handed out."""
         self.window.close()
         with self._changed:
             self._failure = self._failure or error
-            self._changed.notify_all()
+            self._notify()
+
+    def when_changed(self, call: Callable[[], None]) -> None:
+        """Call `call` once, from any thread, when something has come in from now on."""
+        with self._changed:
+            self._waiting.append(call)
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
 
     def next(self, timeout: float | None) -> Any:
         """Hand out the next result; see `IMapIterator.next`."""
@@ -141,6 +156,33 @@ class IMapIterator(Iterator[Any]):
             BaseException: what the task raised, or the iterable at this place.
         """
         return self._stream.next(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next result, while the loop goes on.
+
+        Raises:
+            StopAsyncIteration: there are no more.
+            BaseException: see `next`.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            changed = loop.create_future()
+            self._stream.when_changed(partial(wake, loop, changed))
+            try:
+                return self.next(0)
+            except TimeoutError:
+                await changed
+            except StopIteration:
+                raise StopAsyncIteration from None
 
     def close(self) -> None:
         """Drop the results that were not handed out, and the work that has not begun."""

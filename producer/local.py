@@ -20,6 +20,7 @@ from farpool.shared.frames import Task
 from farpool.shared.processes import Broken
 
 _JOIN_SECONDS = 5.0
+_KILL_SECONDS = 0.05
 _GUARD = (
     " (processes import the program's main module: what starts the pool has to stand below "
     "'if __name__ == \"__main__\":')"
@@ -58,7 +59,8 @@ class LocalBackend:
         )
         self._dispatcher = Dispatcher(processes, config, context)
         self._inbox: collections.deque[Task] = collections.deque()
-        self._canceled: collections.deque[Collection[str]] = collections.deque()
+        self._canceled: collections.deque[frozenset[str]] = collections.deque()
+        self._unwanted: set[str] = set()
         self._numbers = itertools.count()
         self._attempts: collections.Counter[str] = collections.Counter()
         self._stopping = False
@@ -95,11 +97,8 @@ class LocalBackend:
         while not self._stopping:
             while self._inbox:
                 self._dispatcher.add([self._inbox.popleft()])
-            while self._canceled:
-                unwanted = self._canceled.popleft()
-                waiting = self._dispatcher.take_back()
-                self._dispatcher.add(task for task in waiting if task.key not in unwanted)
-            for result in self._dispatcher.step(None):
+            self._drop_canceled()
+            for result in self._dispatcher.step(_KILL_SECONDS if self._unwanted else None):
                 match result:
                     case Done(task, reply):
                         self._attempts.pop(task.key, None)
@@ -114,8 +113,23 @@ class LocalBackend:
                         self._broken(error)
                         return
 
+    def _drop_canceled(self) -> None:
+        while self._canceled:
+            self._unwanted |= self._canceled.popleft()
+            waiting = self._dispatcher.take_back()
+            self._dispatcher.add(task for task in waiting if task.key not in self._unwanted)
+        if self._unwanted:
+            running = {task: seconds for task, seconds in self._dispatcher.running()}
+            self._unwanted &= {task.key for task in running}
+            for task, seconds in running.items():
+                # A short task is over before a process could be replaced.
+                if task.key in self._unwanted and seconds >= _KILL_SECONDS:
+                    self._dispatcher.kill(task)
+
     def _crashed(self, crash: Crashed) -> None:
         key = crash.task.key
+        if key in self._unwanted:
+            return
         self._attempts[key] += 1
         if self._attempts[key] < MAX_ATTEMPTS:
             self._dispatcher.add([crash.task])

@@ -5,6 +5,7 @@ Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, Map
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,10 +118,15 @@ class Pool:
         return self._own(self._calls.one(func, args, kwds, callback, error_callback))
 
     def map(
-        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool = False,
     ) -> list[Any]:
         """Return `[func(item) for item in iterable]`, computed in worker processes."""
-        result: list[Any] = self.map_async(func, iterable, chunksize).get()
+        result: list[Any] = self.map_async(func, iterable, chunksize, progress=progress).get()
         return result
 
     def map_async(
@@ -130,19 +136,22 @@ class Pool:
         chunksize: int | None = None,
         callback: Callback = None,
         error_callback: Callback = None,
+        *,
+        progress: bool = False,
     ) -> MapResult:
         """Like `map`, but returns at once.
 
         Args:
             chunksize: items that travel together; by default as many as take a few
                 hundredths of a second.
+            progress: show a progress bar on stderr.
 
         Raises:
             ValueError: the pool is not running.
         """
         self._check_running()
         return self._own(
-            self._calls.map(func, "map", iterable, chunksize, callback, error_callback)
+            self._calls.map(func, "map", iterable, chunksize, callback, error_callback, progress)
         )
 
     def starmap(
@@ -150,9 +159,11 @@ class Pool:
         func: Callable[..., Any],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
+        *,
+        progress: bool = False,
     ) -> list[Any]:
         """Return `[func(*item) for item in iterable]`, computed in worker processes."""
-        result: list[Any] = self.starmap_async(func, iterable, chunksize).get()
+        result: list[Any] = self.starmap_async(func, iterable, chunksize, progress=progress).get()
         return result
 
     def starmap_async(
@@ -162,11 +173,13 @@ class Pool:
         chunksize: int | None = None,
         callback: Callback = None,
         error_callback: Callback = None,
+        *,
+        progress: bool = False,
     ) -> MapResult:
         """Like `starmap`, but returns at once; see `map_async`."""
         self._check_running()
         return self._own(
-            self._calls.map(func, "star", iterable, chunksize, callback, error_callback)
+            self._calls.map(func, "star", iterable, chunksize, callback, error_callback, progress)
         )
 
     def imap(
@@ -202,6 +215,19 @@ class Pool:
         """Like `imap`, but the results come in any order."""
         self._check_running()
         stream = self._calls.stream(func, "map", iterable, chunksize, buffersize, ordered=False)
+        return IMapIterator(stream, self)
+
+    def istarmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> IMapIterator:
+        """Like `imap`, but each item is a tuple of arguments; not in multiprocessing."""
+        self._check_running()
+        stream = self._calls.stream(func, "star", iterable, chunksize, buffersize, ordered=True)
         return IMapIterator(stream, self)
 
     def _own(self, result: _Result) -> _Result:
@@ -255,6 +281,14 @@ class Pool:
     ) -> None:
         """Terminate the pool."""
         self.terminate()
+
+    async def __aenter__(self) -> Self:
+        """Return the pool; see `__enter__`."""
+        return self.__enter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        """Terminate the pool without holding up the loop."""
+        await asyncio.to_thread(self.terminate)
 
     def __del__(self) -> None:
         """Warn of a pool that was never closed."""

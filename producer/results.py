@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from farpool.producer.chunking import Sizes
 from farpool.producer.window import Window
@@ -15,6 +21,12 @@ from farpool.shared.errors import TimeoutError
 log = logging.getLogger("farpool.producer")
 
 Callback = Callable[[Any], object] | None
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A progress bar without a thread of its own."""
+
+    monitor_interval = 0
 
 
 class AsyncResult:
@@ -36,7 +48,12 @@ class AsyncResult:
     ) -> None:
         self.window = window
         self.sizes = sizes
+        self.sent = 0
+        """Number of items that were sent."""
         self._owner: object = None
+        self._drop: Callable[[], None] = _nothing
+        self._lock = threading.Lock()
+        self._waiting: list[Callable[[], None]] = []
         self._event = threading.Event()
         self._callback = callback
         self._error_callback = error_callback
@@ -77,6 +94,39 @@ class AsyncResult:
             raise self._error
         return self._value
 
+    def cancel(self) -> bool:
+        """Drop the call; get() raises `concurrent.futures.CancelledError` then.
+
+        What has not begun never runs; a process that has been running it for a while is ended.
+
+        Returns:
+            False if the call has completed already.
+        """
+        if self.ready():
+            return False
+        self._fail(CancelledError())
+        self._drop()
+        return True
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the result while the loop goes on.
+
+        Raises:
+            BaseException: what the task raised.
+        """
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        self._when_done(partial(wake, loop, done))
+        yield from done
+        return self.get(0)
+
+    def _when_done(self, call: Callable[[], None]) -> None:
+        with self._lock:
+            if not self.ready():
+                self._waiting.append(call)
+                return
+        call()
+
     def _settle(self, value: Any, error: BaseException | None) -> None:
         if self._event.is_set():
             return
@@ -90,7 +140,10 @@ class AsyncResult:
             # The thread that calls it serves other calls too.
             log.exception("a callback failed")
         finally:
-            self._event.set()
+            with self._lock:
+                self._event.set()
+            for waiting in self._waiting:
+                waiting()
 
     def _chunk_done(self, start: int, count: int, data: bytes) -> None:
         """Take the outcome of a chunk of `count` items whose first is item `start`."""
@@ -125,6 +178,7 @@ class MapResult(AsyncResult):
     Args:
         count: number of items.
         room: chunks that may be on their way once the first has come back.
+        progress: show a progress bar on stderr.
     """
 
     def __init__(
@@ -135,14 +189,31 @@ class MapResult(AsyncResult):
         room: int,
         callback: Callback,
         error_callback: Callback,
+        progress: bool = False,
     ) -> None:
         super().__init__(window, sizes, callback, error_callback)
         self._values: list[Any] = [None] * count
-        self._left = count
+        self.total = count
+        """Number of items."""
+        self.done = 0
+        """Items that have ended, well or not."""
+        self.failed = 0
+        """Items that have ended with an exception."""
+        self._bar = _Bar(total=count) if progress else None
         self._room = room
         self._first_error: tuple[int, BaseException] | None = None
         if count == 0:
             self._settle([], None)
+
+    @property
+    def running(self) -> int:
+        """Items that are on their way: sent, and not ended."""
+        return max(0, self.sent - self.done) if not self.ready() else 0
+
+    def _settle(self, value: Any, error: BaseException | None) -> None:
+        super()._settle(value, error)
+        if self._bar is not None:
+            self._bar.close()
 
     def _chunk_done(self, start: int, count: int, data: bytes) -> None:
         try:
@@ -151,6 +222,7 @@ class MapResult(AsyncResult):
             self._chunk_failed(start, count, error)
             return
         self._values[start : start + count] = values
+        self.failed += len(failures)
         if failures:
             index = min(failures)
             self._note(start + index, outcome.error(failures[index]))
@@ -159,6 +231,7 @@ class MapResult(AsyncResult):
         self._ended(count)
 
     def _chunk_failed(self, start: int, count: int, error: BaseException) -> None:
+        self.failed += count
         self._note(start, error)
         self._ended(count)
 
@@ -168,8 +241,10 @@ class MapResult(AsyncResult):
 
     def _ended(self, count: int) -> None:
         self.window.give(1)
-        self._left -= count
-        if self._left == 0:
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        if self.done == self.total:
             values, self._values = self._values, []
             self._settle(values, self._first_error[1] if self._first_error else None)
 
@@ -184,3 +259,19 @@ def read(data: bytes) -> tuple[list[Any], dict[int, bytes], float]:
         raise outcome.error(data)
     values, failures, seconds = payload.loads(data[1:])
     return values, failures, seconds
+
+
+def wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """Complete a future of `loop` from another thread, unless either has ended."""
+
+    def complete() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    # The loop may have been closed while somebody still waited in it.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(complete)
+
+
+def _nothing() -> None:
+    pass

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 
@@ -214,6 +215,41 @@ def test_terminate_fails_what_is_not_ready(where: str | None, tmp_path: Path) ->
     for result in (running, queued):
         with pytest.raises(FarpoolError, match="terminated"):
             result.get(0)
+
+
+def test_a_canceled_call_ends_and_frees_its_process(pool: Pool, tmp_path: Path) -> None:
+    markers = [str(tmp_path / str(n)) for n in range(2)]
+    running = pool.map_async(tasks.block, markers, chunksize=1)
+    wait_for(lambda: all(Path(marker).exists() for marker in markers))
+    waiting = pool.apply_async(tasks.append, (str(tmp_path / "ran"), "x"))
+    large = pool.map_async(tasks.square, range(1_000_000))
+    assert [result.cancel() for result in (waiting, large, running)] == [True] * 3
+    for result in (waiting, large, running):
+        with pytest.raises(CancelledError):
+            result.get(0)
+        assert not result.cancel()
+    assert pool.apply(tasks.square, (3,)) == 9
+    assert not (tmp_path / "ran").exists()
+    pool.close()
+    pool.join()
+
+
+def test_a_result_counts_its_items(pool: Pool, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    result = pool.map_async(tasks.block_if_marked, [str(marker), "", None], chunksize=1)
+    wait_for(lambda: result.done == 2)
+    assert (result.total, result.failed, result.running) == (3, 1, 1)
+    Path(f"{marker}.go").touch()
+    result.wait(20)
+    assert (result.done, result.failed, result.running) == (3, 1, 0)
+
+
+def test_progress_is_shown(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pool.map(tasks.square, range(10), progress=True) == [n * n for n in range(10)]
+    assert pool.starmap(tasks.add, [(1, 2)] * 7, progress=True) == [3] * 7
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert "7/7" in shown
 
 
 def test_terminate_ends_what_runs_on_nodes(node: NodeProcess, url: str, tmp_path: Path) -> None:

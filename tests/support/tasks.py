@@ -140,3 +140,10 @@ def kind(value: object) -> str:
 def unpicklable_if_odd(n: int) -> object:
     """Return n, or what does not pickle."""
     return Unpicklable() if n % 2 else n
+
+
+def block_if_marked(marker: str | None) -> str:
+    """Do as `block` if there is a marker, and fail if it is None."""
+    if marker is None:
+        raise ValueError("no marker")
+    return block(marker) if marker else ""

@@ -1,0 +1,149 @@
+"""`concurrent.futures.Executor` on local processes or on the nodes of a Redis server."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from multiprocessing.context import BaseContext
+from typing import Any, ParamSpec, TypeVar
+
+from farpool.producer.pool import Pool
+from farpool.producer.results import AsyncResult
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Future(concurrent.futures.Future[T]):
+    """The future of one call; `cancel` works until it has completed, and ends it where it runs."""
+
+    _result_of_pool: AsyncResult | None = None
+
+    def cancel(self) -> bool:
+        """Drop the call; returns whether it had not completed."""
+        canceled = super().cancel()
+        if canceled and self._result_of_pool is not None:
+            self._result_of_pool.cancel()
+        return canceled
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs calls on processes, as `concurrent.futures.ProcessPoolExecutor` does.
+
+    Args:
+        max_workers: number of worker processes; see `Pool`.
+        mp_context: a multiprocessing context for local processes; forkserver by default.
+        initializer: called with `initargs` once in each worker process.
+        url: the server whose nodes to run on; FARPOOL_URL by default. With neither, local
+            processes.
+        queue: name of the queue, on a cluster.
+
+    Raises:
+        ValueError, TypeError, ServerUnavailableError, UnsupportedServerError, ConfigError: see
+            `Pool`.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        *,
+        url: str | None = None,
+        queue: str = "default",
+    ) -> None:
+        self._pool = Pool(
+            max_workers, initializer, initargs, context=mp_context, url=url, queue=queue
+        )
+        self._pending: set[Future[Any]] = set()
+        self._lock = threading.RLock()
+        self._shut_down = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call `fn(*args, **kwargs)` in a worker process.
+
+        Raises:
+            RuntimeError: the executor was shut down.
+        """
+        with self._lock:
+            self._check_running()
+            future: Future[T] = Future()
+            self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        future._result_of_pool = self._pool.apply_async(
+            fn, args, kwargs, partial(_complete, future), partial(_fail, future)
+        )
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Return an iterator over `fn` of each item, in order.
+
+        Args:
+            timeout: seconds from now in which a result must be there when it is asked for.
+            chunksize: items that travel together.
+            buffersize: items to take ahead of the results handed out; see `Pool.imap`. Items are
+                taken as there is room, where the standard library takes all at once.
+
+        Raises:
+            ValueError: a size is not positive.
+            RuntimeError: the executor was shut down.
+        """
+        self._check_running()
+        items = zip(*iterables, strict=False)
+        results = self._pool.istarmap(fn, items, chunksize, buffersize=buffersize)
+        deadline = None if timeout is None else time.monotonic() + timeout
+
+        def iterate() -> Iterator[T]:
+            with results:
+                while True:
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    try:
+                        value = results.next(left)
+                    except StopIteration:
+                        return
+                    yield value
+
+        return iterate()
+
+    def _check_running(self) -> None:
+        if self._shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end the processes once those there are have completed.
+
+        Args:
+            wait: return only then.
+            cancel_futures: cancel what has not completed.
+        """
+        with self._lock:
+            self._shut_down = True
+            pending = list(self._pending) if cancel_futures else []
+        for future in pending:
+            future.cancel()
+        self._pool.close()
+        if wait:
+            self._pool.join()
+        else:
+            threading.Thread(target=self._pool.join, name="farpool-shutdown").start()
+
+
+def _complete(future: Future[T], value: T) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
