@@ -167,7 +167,7 @@ def test_a_result_that_does_not_pickle_is_a_maybe_encoding_error() -> None:
     with pytest.raises(MaybeEncodingError) as raised:
         outcome.result(data)
     assert "will not be pickled" in vars(raised.value)["exc"]
-    assert "Unpicklable object" in vars(raised.value)["value"]
+    assert "<Unpicklable>" in vars(raised.value)["value"]
 
 
 def test_a_result_raises_the_exception_itself() -> None:
