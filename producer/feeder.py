@@ -72,10 +72,12 @@ class Feeder:
         self._name = name
         self._items = items
         self._by_item = by_item
+        self._threaded = False
         self._outage = Outage()
 
     def start(self) -> None:
         """Feed from a thread of its own."""
+        self._threaded = True
         self._outstanding.feed(self)
         threading.Thread(target=self._feed, name="farpool-feeder", daemon=True).start()
 
@@ -106,8 +108,8 @@ class Feeder:
     def _send_some(self) -> bool:
         """Wait for room, and send what fits; returns whether that was all."""
         window = self.sink.window
-        # Not woken for every unit, so that chunks are sent in batches.
-        least = max(1, window.size // _REFILL)
+        # A thread is not woken for every unit, so that chunks are sent in batches.
+        least = max(1, window.size // _REFILL) if self._threaded else 1
         if self._by_item:
             least = max(least, self.sink.sizes.next(None))
         room = window.wait(least)

@@ -107,8 +107,9 @@ class LocalBackend:
                         self._crashed(result)
                     case Broken(data, text):
                         cause = outcome.error(data) if data else None
+                        hint = "" if data else _GUARD
                         reason = text.strip().rpartition("\n")[2]
-                        error = StartError(f"no process of the pool can start: {reason}{_GUARD}")
+                        error = StartError(f"no process of the pool can start: {reason}{hint}")
                         error.__cause__ = cause
                         self._broken(error)
                         return

@@ -270,7 +270,8 @@ class Pool:
         Raises:
             ValueError: it is not running.
         """
-        self._check_running()
+        if self._state != _RUN:
+            raise ValueError("Pool not running")
         return self
 
     def __exit__(

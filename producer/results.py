@@ -55,6 +55,7 @@ class AsyncResult:
         self._lock = threading.Lock()
         self._waiting: list[Callable[[], None]] = []
         self._event = threading.Event()
+        self._settled = False
         self._callback = callback
         self._error_callback = error_callback
         self._value: Any = None
@@ -128,8 +129,10 @@ class AsyncResult:
         call()
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
-        if self._event.is_set():
-            return
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
         self._value, self._error, self._owner = value, error, None
         call = self._callback if error is None else self._error_callback
         self._callback = self._error_callback = None
