@@ -28,6 +28,7 @@ BLOCK_SECONDS = 5.0
 RECONCILE_SECONDS = 5.0
 """How long an outcome may go unannounced before its job is looked at."""
 _SLICE = 1000
+_MOMENT = 0.001
 
 
 def time_left(deadline: float, most: float) -> float:
@@ -105,6 +106,7 @@ class Session:
 
     def wait(self, timeout: float) -> list[tuple[str, bytes]]:
         """Wait up to `timeout` seconds; returns (job id, outcome) of those that have ended."""
+        found: list[tuple[str, bytes]] = []
         if self._seen is None:
             done = keys.done(self.id)
             self._seen = {done: self._broker.last_announcement(self.id)}
@@ -112,13 +114,14 @@ class Session:
                 self._seen[keys.output(self.id)] = "0-0"
             with self._lock:
                 known = list(self._pending)
-            return self._collect(known)
-        if time.monotonic() >= self._reconcile_at:
+            found = self._collect(known)
+        elif time.monotonic() >= self._reconcile_at:
             found = self._reconcile()
-            if found:
-                return found
+        if found and self._on_output is None:
+            return found
         announced: list[str] = []
-        patience = min(timeout, BLOCK_SECONDS)
+        # What the tasks printed before they ended is shown before their results are.
+        patience = _MOMENT if found else min(timeout, BLOCK_SECONDS)
         entries = []
         if patience > 0:
             read = list(self._read)
@@ -131,7 +134,7 @@ class Session:
                 text = fields[b"text"].decode("utf-8", "replace")
                 self._on_output(fields[b"host"].decode(), int(fields[b"pid"]), text)
             self._seen[stream] = entry
-        return self._collect([job_id for job_id in announced if job_id in self._pending])
+        return found + self._collect([i for i in announced if i in self._pending])
 
     def _collect(self, ids: list[str]) -> list[tuple[str, bytes]]:
         found = []

@@ -1,0 +1,27 @@
+"""Following the outcomes of one producer's jobs."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from farpool.producer.session import Session
+from farpool.shared import keys, outcome, payload
+from farpool.shared.broker import Broker
+from farpool.shared.jobs import NewJob, Tag
+from tests.support.nodes import NodeProcess
+from tests.support.waiting import wait_for
+
+
+def test_what_a_task_printed_comes_before_its_result(node: NodeProcess, client: Redis) -> None:
+    shown: list[str] = []
+    session = Session(Broker(client), on_output=lambda host, pid, text: shown.append(text))
+    job = NewJob(
+        session.new_id(), payload.dumps(("tests.support.tasks.say", None, ("hello",), {})), "say()"
+    )
+    tag = Tag(session.id, announce=True, output=True)
+    session.enqueue("default", [job], tag, timeout=60)
+    # It ends before anyone looks.
+    wait_for(lambda: client.exists(keys.done(session.id)))
+    [(job_id, found)] = session.wait(0)
+    assert (job_id, outcome.result(found)) == (job.id, "hello")
+    assert shown == ["hello\n"]
