@@ -12,7 +12,7 @@ from redis import Redis
 from redis.commands.core import Script
 
 from farpool.shared import keys
-from farpool.shared.call import Call
+from farpool.shared.call import Call, exchange
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag, claim_of, iso
 
 RESULT_SECONDS = 500
@@ -176,12 +176,18 @@ class Broker:
         Returns:
             (entry id, fields) of each, and the job's status at that time; None if it is gone.
         """
-        with self.client.pipeline(transaction=False) as pipe:
-            stream: Any = {keys.result_stream(job_id): after}
-            pipe.xread(stream, block=max(1, int(timeout * 1000)))
-            pipe.hget(keys.job(job_id), "status")
-            reply, status = pipe.execute()
-        entries = [(entry, fields) for _, entry, fields in _entries(reply)]
+        block = max(1, int(timeout * 1000))
+        reply, status = exchange(
+            self.client,
+            ("XREAD", "BLOCK", block, "STREAMS", keys.result_stream(job_id), after),
+            ("HGET", keys.job(job_id), "status"),
+        )
+        streams = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
+        entries = [
+            (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for stream in streams
+            for entry, fields in stream
+        ]
         return entries, status.decode() if status else None
 
     def served(self, queue: str) -> bool:

@@ -69,3 +69,23 @@ class Call(Generic[T]):
             raise
         self._release()
         return self._read(reply)
+
+
+def exchange(client: Redis, *commands: Any) -> list[Any]:
+    """Send commands (tuples) in one go and return their replies as the server gives them.
+
+    For where a redis-py pipeline would cost more than the round trip; nothing is sent again.
+
+    Raises:
+        RedisError: the server did not answer, or refused one of them.
+    """
+    pool = client.connection_pool
+    connection: Any = pool.get_connection()
+    try:
+        connection.send_packed_command([pack_command(command) for command in commands])
+        return [connection.read_response() for _ in commands]
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
