@@ -133,7 +133,7 @@ def memory(bench: Bench) -> list[Row]:
     """Resident memory of a node's parent before and after many jobs."""
     count = bench.size(100_000)
     with bench.node() as node:
-        _run_many(bench, count // 10)
+        _run_many(bench, count // 2)
         before = machine.memory(node.pid)
         _run_many(bench, count)
         growth = machine.memory(node.pid) - before
