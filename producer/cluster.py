@@ -101,8 +101,8 @@ class ClusterBackend:
         while not self._stopped.is_set():
             if not self._session.pending:
                 self._working.clear()
-                # Looked at again after clearing: `submit` adds before it sets.
-                if not self._session.pending:
+                # Looked at again after clearing: `submit` adds, and `stop` says so, before they set.
+                if not self._session.pending and not self._stopped.is_set():
                     self._working.wait()
                     continue
             found: list[tuple[str, bytes]] = []
