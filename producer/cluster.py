@@ -101,7 +101,7 @@ class ClusterBackend:
         while not self._stopped.is_set():
             if not self._session.pending:
                 self._working.clear()
-                # Looked at again after clearing: `submit` adds, and `stop` says so, before they set.
+                # Looked at again after clearing: `submit` and `stop` set it last.
                 if not self._session.pending and not self._stopped.is_set():
                     self._working.wait()
                     continue
