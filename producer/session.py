@@ -63,7 +63,10 @@ class Session:
         self._lock = threading.Lock()
         self._pending: dict[str, float] = {}
         """Job id -> monotonic time when it was surely on the server; infinity until then."""
-        self._seen: dict[str, str] | None = None
+        self._seen = {keys.done(self.id): "0-0"}
+        if on_output is not None:
+            self._seen[keys.output(self.id)] = "0-0"
+        self._begun = False
         self._read: list[str] = []
         self._reconcile_at = 0.0
         self._queue = ""
@@ -107,14 +110,12 @@ class Session:
     def wait(self, timeout: float) -> list[tuple[str, bytes]]:
         """Wait up to `timeout` seconds; returns (job id, outcome) of those that have ended."""
         found: list[tuple[str, bytes]] = []
-        if self._seen is None:
-            done = keys.done(self.id)
-            self._seen = {done: self._broker.last_announcement(self.id)}
-            if self._on_output is not None:
-                self._seen[keys.output(self.id)] = "0-0"
+        if not self._begun:
+            # Whoever begins to wait late may find that the stream's beginning was trimmed.
             with self._lock:
                 known = list(self._pending)
             found = self._collect(known)
+            self._begun = True
         elif time.monotonic() >= self._reconcile_at:
             found = self._reconcile()
         if found and self._on_output is None:

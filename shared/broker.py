@@ -140,11 +140,6 @@ class Broker:
         """Remove all that a session left."""
         self.client.unlink(keys.results(session), keys.done(session), keys.output(session))
 
-    def last_announcement(self, session: str) -> str:
-        """Return the id of the newest entry in a session's done stream; `0-0` if it has none."""
-        entries = cast(Any, self.client.xrevrange(keys.done(session), count=1))
-        return entries[0][0].decode() if entries else "0-0"
-
     def announcements(
         self,
         streams: dict[str, str],

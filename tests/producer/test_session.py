@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from redis import Redis
 
 from farpool.producer.session import Session
@@ -25,3 +28,23 @@ def test_what_a_task_printed_comes_before_its_result(node: NodeProcess, client: 
     [(job_id, found)] = session.wait(0)
     assert (job_id, outcome.result(found)) == (job.id, "hello")
     assert shown == ["hello\n"]
+
+
+def test_a_wake_up_before_the_first_look_is_seen(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker(client)
+    session = Session(broker, keep=False)
+    broker.announce_nothing(session.id)
+    seen: list[object] = []
+    look = broker.announcements
+
+    def spy(*args: Any) -> list[tuple[str, str, dict[bytes, bytes]]]:
+        entries = look(*args)
+        seen.extend(entries)
+        return entries
+
+    monkeypatch.setattr(broker, "announcements", spy)
+    assert session.wait(0.5) == []
+    assert len(seen) == 1
+    broker.forget_session(session.id)
