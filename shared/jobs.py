@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_TAG = re.compile(rb"([0-9a-f]*) ([dco]*)")
+_TAG = re.compile(rb"([0-9a-f]*) ([dco]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,9})?)")
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,22 @@ class Tag:
         announce: tell the session's done stream.
         chunk: part of a map, which leaves no records in RQ's registries.
         output: send what the task prints to the session's output stream.
+        attempts: executions that may cost a process before the job fails; 0 for the node's own.
+        limit: seconds after which the process that runs the job is ended; 0 for no such limit.
     """
 
     session: str = ""
     announce: bool = False
     chunk: bool = False
     output: bool = False
+    attempts: int = 0
+    limit: float = 0.0
 
     def encode(self) -> str:
         """Return the text of the job's field."""
         flags = zip("dco", (self.announce, self.chunk, self.output), strict=True)
-        return f"{self.session} {''.join(flag for flag, on in flags if on)}"
+        marks = "".join(flag for flag, on in flags if on)
+        return f"{self.session} {marks} {self.attempts} {self.limit:.6f}"
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
@@ -41,7 +46,8 @@ class Tag:
         if found is None:
             return Tag()
         session, flags = found[1].decode(), found[2].decode()
-        return Tag(session, "d" in flags, "c" in flags, "o" in flags)
+        attempts, limit = int(found[3]), float(found[4])
+        return Tag(session, "d" in flags, "c" in flags, "o" in flags, attempts, limit)
 
 
 class NewJob(NamedTuple):

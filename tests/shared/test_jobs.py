@@ -11,9 +11,12 @@ from rq.utils import utcparse
 from farpool.shared.jobs import Tag, iso
 
 sessions = st.text("0123456789abcdef", max_size=16)
+flags = st.booleans()
+attempts = st.integers(0, 999_999)
+limits = st.integers(0, 999_999_999).map(lambda thousandths: thousandths / 1000)
 
 
-@given(st.builds(Tag, sessions, st.booleans(), st.booleans(), st.booleans()))
+@given(st.builds(Tag, sessions, flags, flags, flags, attempts, limits))
 def test_tags_come_back(tag: Tag) -> None:
     assert Tag.decode(tag.encode().encode()) == tag
 
