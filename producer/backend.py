@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from farpool.shared.chunks import Setup
+from farpool.shared.stored import Stored
+
 Resolve = Callable[[str, bytes], None]
 """Called from a thread of the backend with a chunk's id and its outcome."""
 
 
 class Submission(NamedTuple):
-    """A chunk on its way: `label` names what is expected to take alike long."""
+    """A chunk on its way.
+
+    Attributes:
+        label: names what is expected to take alike long.
+        limit: seconds after which its process is ended; 0 for no limit.
+        attempts: executions that may cost a process before it fails.
+        lost: processes that it has cost before.
+    """
 
     id: str
     data: bytes
     label: str
+    limit: float
+    attempts: int
+    lost: int
 
 
 class Backend(Protocol):
@@ -28,7 +41,7 @@ class Backend(Protocol):
     """Bytes that a chunk may take."""
     namespace: str
     """See `payload.dumps`."""
-    setup: tuple[str, bytes] | None
+    setup: Setup | None
     """What each chunk carries to initialize its process; see `chunks.Chunk`."""
 
     def start(self, resolve: Resolve, broken: Callable[[BaseException], None]) -> None:
@@ -43,6 +56,16 @@ class Backend(Protocol):
         Raises:
             RedisError: the server is away, or does not take them.
         """
+
+    def store(self, data: bytes) -> Stored:
+        """Keep what chunks refer to, where the processes that run them can read it.
+
+        Raises:
+            RedisError: the server is away, or does not take it.
+        """
+
+    def unstore(self, stored: Stored) -> None:
+        """Remove what no chunk refers to any more; it goes with the backend otherwise."""
 
     def workers(self) -> list[Any]:
         """Return the worker processes that are children of this one."""

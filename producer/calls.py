@@ -8,10 +8,12 @@ from typing import Any
 
 from farpool.producer.backend import Backend
 from farpool.producer.chunking import AdaptiveSize, FixedSize, Items, Sizes
-from farpool.producer.feeder import Feeder, Sink
+from farpool.producer.feeder import Feeder
 from farpool.producer.imap import Stream
+from farpool.producer.options import Options
 from farpool.producer.outstanding import Outstanding
 from farpool.producer.results import AsyncResult, Callback, MapResult
+from farpool.producer.sender import Sender, Sink
 from farpool.producer.window import Window
 from farpool.shared.chunks import Chunk, Kind
 from farpool.shared.errors import FarpoolError
@@ -35,7 +37,7 @@ class Calls:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._outstanding = Outstanding()
+        self._outstanding = Outstanding(backend)
         backend.start(self._outstanding.resolve, self._outstanding.break_)
 
     @property
@@ -48,13 +50,15 @@ class Calls:
         func: Callable[..., Any],
         args: Sequence[Any],
         kwds: Mapping[str, Any],
+        options: Options,
         callback: Callback = None,
         error_callback: Callback = None,
     ) -> AsyncResult:
         """Start a single call."""
         result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
         result._drop = partial(self._cancel, result)
-        self._send(result, func, "call", Items([(tuple(args), dict(kwds))]), at_once=True)
+        items = Items([(tuple(args), dict(kwds))])
+        self._send(result, func, "call", items, options, at_once=True)
         return result
 
     def map(
@@ -63,6 +67,7 @@ class Calls:
         kind: Kind,
         iterable: Iterable[Any],
         chunksize: int | None,
+        options: Options,
         callback: Callback = None,
         error_callback: Callback = None,
         progress: bool = False,
@@ -74,22 +79,20 @@ class Calls:
         """
         items = iterable if isinstance(iterable, list | tuple | range) else list(iterable)
         sizes: Sizes
-        if chunksize is None:
+        if chunksize is None and not options.timeout:
             processes = self._backend.processes
             first, room = _FIRST_ROOM * processes, _ROOM * processes
             sizes = AdaptiveSize(processes)
             at_once = len(items) <= first
         else:
-            _check_positive("Chunksize", chunksize)
+            chunksize = _chunk_size(1 if chunksize is None else chunksize, options)
             first = room = _FIXED_ROOM
             sizes = FixedSize(chunksize)
             at_once = len(items) <= chunksize * _AT_ONCE
-        result = MapResult(
-            len(items), Window(first), sizes, room, callback, error_callback, progress
-        )
+        result = MapResult(len(items), Window(first), sizes, callback, error_callback, progress)
         result._drop = partial(self._cancel, result)
         if items:
-            self._send(result, func, kind, Items(items), at_once)
+            self._send(result, func, kind, Items(items), options, at_once, room=room)
         return result
 
     def stream(
@@ -99,6 +102,7 @@ class Calls:
         iterable: Iterable[Any],
         chunksize: int,
         buffersize: int | None,
+        options: Options,
         ordered: bool,
     ) -> Stream:
         """Start calls for items as the window has room.
@@ -109,13 +113,14 @@ class Calls:
         Raises:
             ValueError: a size is not positive.
         """
-        _check_positive("Chunksize", chunksize)
+        chunksize = _chunk_size(chunksize, options)
         if buffersize is None:
             buffersize = _AHEAD * self._backend.processes * chunksize
         _check_positive("Buffersize", buffersize)
         window = Window(max(buffersize, chunksize))
         stream = Stream(window, FixedSize(chunksize), ordered)
-        self._send(stream, func, kind, Items(iter(iterable)), at_once=False, by_item=True)
+        items = Items(iter(iterable))
+        self._send(stream, func, kind, items, options, at_once=False, by_item=True)
         return stream
 
     def _cancel(self, sink: Sink) -> None:
@@ -129,18 +134,24 @@ class Calls:
         func: Callable[..., Any],
         kind: Kind,
         items: Items,
+        options: Options,
         at_once: bool,
+        *,
         by_item: bool = False,
+        room: int = 0,
     ) -> None:
+        where = self._backend
         try:
-            where = self._backend
             chunk = Chunk(func, kind, where.setup, where.main_by_value, where.namespace)
         except Exception as error:
             # As in multiprocessing, a call that cannot be sent fails by its result.
             sink._fail(error)
             return
         name = getattr(func, "__qualname__", None) or type(func).__name__
-        feeder = Feeder(self._backend, self._outstanding, chunk, name, items, sink, by_item=by_item)
+        sender = Sender(
+            where, self._outstanding, chunk, name, sink, options, by_item=by_item, room=room
+        )
+        feeder = Feeder(where, self._outstanding, sender, items)
         if at_once:
             feeder.run()
         else:
@@ -154,6 +165,12 @@ class Calls:
         """Stop the backend; what has not completed fails."""
         error = FarpoolError("the pool was terminated before the result was there")
         self._backend.stop(self._outstanding.end(error))
+
+
+def _chunk_size(asked: int, options: Options) -> int:
+    _check_positive("Chunksize", asked)
+    # The process that is ended in time should have no task but the one that takes too long.
+    return 1 if options.timeout else asked
 
 
 def _check_positive(name: str, size: int) -> None:

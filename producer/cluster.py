@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from farpool.producer.backend import Resolve, Submission
+from farpool.producer.lease import Lease
 from farpool.producer.outage import Outage
+from farpool.producer.sender import INLINE_BYTES
 from farpool.producer.session import BLOCK_SECONDS, Session
 from farpool.shared import keys, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker
+from farpool.shared.chunks import Setup
 from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
+from farpool.shared.stored import InSession, Stored
 
 log = logging.getLogger("farpool.pool")
 
@@ -34,6 +40,7 @@ class ClusterBackend:
         processes: number of processes to cut maps by; None for what the nodes have now.
         initializer: called once with `initargs` in each process that works for this pool.
         forward_output: show here what tasks print there.
+        grace: seconds after which nodes drop what they have not begun if this process is gone.
 
     Raises:
         ServerUnavailableError, UnsupportedServerError, ConfigError: see `connect`.
@@ -50,6 +57,7 @@ class ClusterBackend:
         initializer: Callable[..., object] | None,
         initargs: Iterable[Any],
         forward_output: bool,
+        grace: float,
     ) -> None:
         keys.check_queue(queue)
         self._broker = Broker(connect(url))
@@ -58,12 +66,16 @@ class ClusterBackend:
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
         self.namespace = self._session.id
-        self.setup: tuple[str, bytes] | None = None
+        self._lease = Lease(self._broker, self._session.id, grace)
+        self.setup: Setup | None = None
         if initializer is not None:
-            call = initializer, tuple(initargs)
-            self.setup = self._session.id, payload.dumps(call, namespace=self.namespace)
+            call = payload.dumps((initializer, tuple(initargs)), namespace=self.namespace)
+            large = len(call) > INLINE_BYTES
+            self.setup = self._session.id, self._lease.store(call) if large else call
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
-        self._tag = Tag(self._session.id, announce=True, chunk=True, output=forward_output)
+        self._tag = Tag(
+            self._session.id, announce=True, chunk=True, output=forward_output, leased=True
+        )
         self._working = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="farpool-collector", daemon=True)
@@ -90,10 +102,22 @@ class ClusterBackend:
         except (RedisError, OSError) as error:
             log.warning("could not cancel %d chunks: %s", len(chunks), error)
 
+    def store(self, data: bytes) -> Stored:
+        """See `Backend.store`."""
+        return self._lease.store(data)
+
+    def unstore(self, stored: Stored) -> None:
+        """See `Backend.unstore`."""
+        if isinstance(stored, InSession):
+            self._lease.unstore(stored)
+
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
-        jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in chunks]
-        self._session.enqueue(self._queue, jobs, self._tag, timeout=_NO_TIMEOUT)
+        self._lease.renew()
+        for (limit, attempts, lost), part in itertools.groupby(chunks, lambda c: c[3:]):
+            jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
+            tag = replace(self._tag, limit=limit, attempts=attempts)
+            self._session.enqueue(self._queue, jobs, tag, timeout=_NO_TIMEOUT, lost=lost)
         self._working.set()
 
     def _run(self) -> None:
@@ -108,7 +132,8 @@ class ClusterBackend:
             found: list[tuple[str, bytes]] = []
             try:
                 with outage.ridden_out():
-                    found = self._session.wait(BLOCK_SECONDS)
+                    self._lease.renew()
+                    found = self._session.wait(min(BLOCK_SECONDS, self._lease.renewal_seconds))
             except RedisError as error:
                 self._broken(error)
                 return

@@ -10,14 +10,14 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 from farpool.producer.chunking import Sizes
-from farpool.producer.results import read, wake
+from farpool.producer.results import wake
+from farpool.producer.sender import Failure, error_of
 from farpool.producer.window import Window
-from farpool.shared import outcome
 from farpool.shared.errors import TimeoutError
 
 _Entry = tuple[Any, BaseException | None]
@@ -46,22 +46,11 @@ class Stream:
         self._failure: BaseException | None = None
         self._waiting: list[Callable[[], None]] = []
 
-    def _chunk_done(self, start: int, count: int, data: bytes) -> None:
-        """See `feeder.Sink`."""
-        try:
-            values, failures, _ = read(data)
-        except BaseException as error:
-            self._chunk_failed(start, count, error)
-            return
+    def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
+        """See `sender.Sink`."""
         entries: list[_Entry] = [(value, None) for value in values]
         for index, failure in failures.items():
-            entries[index] = None, outcome.error(failure)
-        self._put(start, entries)
-
-    def _chunk_failed(self, start: int, count: int, error: BaseException) -> None:
-        self._put(start, [(None, error)] * count)
-
-    def _put(self, start: int, entries: list[_Entry]) -> None:
+            entries[index] = None, error_of(failure)
         with self._changed:
             if self.window.closed:
                 return
@@ -77,7 +66,7 @@ class Stream:
 
     def _all_sent(self, count: int, error: BaseException | None) -> None:
         if error is not None:
-            self._put(count, [(None, error)])
+            self._put(count, [None], {0: error})
         with self._changed:
             self._total = count + (error is not None)
             self._notify()

@@ -5,19 +5,22 @@ from __future__ import annotations
 import collections
 import itertools
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 from farpool.producer.backend import Resolve, Submission
 from farpool.shared import outcome
-from farpool.shared.broker import MAX_ATTEMPTS
 from farpool.shared.child import ChildConfig
+from farpool.shared.chunks import Setup
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done
 from farpool.shared.errors import StartError, WorkerLostError
 from farpool.shared.frames import Task
 from farpool.shared.processes import Broken
+from farpool.shared.stored import InFile, Stored
 
 _JOIN_SECONDS = 5.0
 _KILL_SECONDS = 0.05
@@ -37,7 +40,7 @@ class LocalBackend:
         context: a multiprocessing context; the forkserver by default.
     """
 
-    setup: tuple[str, bytes] | None = None
+    setup: Setup | None = None
     max_payload = sys.maxsize
     namespace = ""
 
@@ -62,7 +65,9 @@ class LocalBackend:
         self._canceled: collections.deque[frozenset[str]] = collections.deque()
         self._unwanted: set[str] = set()
         self._numbers = itertools.count()
-        self._attempts: collections.Counter[str] = collections.Counter()
+        self._attempts: dict[str, tuple[int, int]] = {}
+        """Chunk -> processes that it has cost, and may cost."""
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="farpool-local", daemon=True)
 
@@ -86,8 +91,22 @@ class LocalBackend:
         self._canceled.append(frozenset(chunks))
         self._dispatcher.pool.wake()
 
+    def store(self, data: bytes) -> Stored:
+        """See `Backend.store`."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="farpool-")
+        path = Path(self._folder.name) / str(next(self._numbers))
+        path.write_bytes(data)
+        return InFile(str(path))
+
+    def unstore(self, stored: Stored) -> None:
+        """See `Backend.unstore`."""
+        if isinstance(stored, InFile):
+            Path(stored.path).unlink(missing_ok=True)
+
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
+        self._attempts.update((chunk.id, (chunk.lost, chunk.attempts)) for chunk in chunks)
         self._inbox.extend(
             Task(0, 0, 0.0, chunk.id, chunk.data, chunk.id, chunk.label) for chunk in chunks
         )
@@ -131,14 +150,15 @@ class LocalBackend:
         key = crash.task.key
         if key in self._unwanted:
             return
-        self._attempts[key] += 1
-        if self._attempts[key] < MAX_ATTEMPTS:
+        lost, allowed = self._attempts.pop(key)
+        if lost + 1 < allowed:
+            self._attempts[key] = lost + 1, allowed
             self._dispatcher.add([crash.task])
             return
-        del self._attempts[key]
+        plural = "attempt" if allowed == 1 else "attempts"
         error = WorkerLostError(
             f"the process that ran the task {crash.reason}: pid {crash.pid} "
-            f"(gave up after {MAX_ATTEMPTS} attempts)"
+            f"(gave up after {allowed} {plural})"
         )
         self._resolve(key, outcome.of_error(error)[0])
 
@@ -149,6 +169,8 @@ class LocalBackend:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_SECONDS)
         self._dispatcher.stop()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def _main_reaches_children() -> bool:

@@ -3,51 +3,72 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from farpool.producer.feeder import Feeder, Sink
+from farpool.producer.backend import Backend, Submission
+from farpool.producer.feeder import Feeder
+from farpool.producer.resender import Resender
+from farpool.producer.sender import Sent, Sink
 
 _END_SECONDS = 1.0
 
 
 class Outstanding:
-    """Shared by a pool, its feeders and its backend, so that none of them keeps the pool alive."""
+    """Shared by a pool, its feeders and its backend, so that none of them keeps the pool alive.
 
-    def __init__(self) -> None:
-        self._chunks: dict[str, tuple[Sink, int, int]] = {}
+    Args:
+        backend: where the chunks run.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._chunks: dict[str, Sent] = {}
         self._feeding: set[Feeder] = set()
         self._changed = threading.Condition()
         self._ended = False
+        self._resender = Resender(backend.submit, self._chunks.__contains__, self._not_sent)
         self.broken: BaseException | None = None
         """Why no chunk can run any more."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._chunks))
-
-    def add(self, chunk_id: str, sink: Sink, start: int, count: int) -> None:
-        """Expect a chunk: `count` items of the call of `sink`, from item `start` on."""
-        self._chunks[chunk_id] = sink, start, count
+    def add(self, chunk_id: str, sent: Sent) -> None:
+        """Expect a chunk."""
+        self._chunks[chunk_id] = sent
         if self.broken is not None:
             self.fail(self.broken)
 
+    def _forget(self, chunk_id: str) -> None:
+        sent = self._chunks.pop(chunk_id, None)
+        if sent is not None:
+            sent.sender.release()
+
     def resolve(self, chunk_id: str, data: bytes) -> None:
         """Take the outcome of a chunk; a second one is ignored."""
-        entry = self._chunks.get(chunk_id)
-        if entry is not None:
-            sink, start, count = entry
+        sent = self._chunks.get(chunk_id)
+        if sent is not None:
             try:
-                sink._chunk_done(start, count, data)
+                sent.sender.came_back(sent, data)
             finally:
-                self._chunks.pop(chunk_id, None)
+                self._forget(chunk_id)
                 self.changed()
+
+    def send_again(self, due: float, chunks: Sequence[Submission]) -> None:
+        """Send chunks, which are expected, at monotonic time `due`."""
+        self._resender.add(due, chunks)
+
+    def _not_sent(self, chunk_id: str, error: BaseException) -> None:
+        sent = self._chunks.get(chunk_id)
+        if sent is not None:
+            sent.sender.sink._fail(error)
+            self._forget(chunk_id)
+            self.changed()
 
     def drop(self, sink: Sink) -> list[str]:
         """Expect nothing more of a call; returns the ids of its chunks, to be canceled."""
         if self._ended:
             return []
-        ids = [key for key, (owner, _, _) in list(self._chunks.items()) if owner is sink]
+        ids = [key for key, sent in list(self._chunks.items()) if sent.sender.sink is sink]
         for chunk_id in ids:
-            self._chunks.pop(chunk_id, None)
+            self._forget(chunk_id)
+        self._resender.look()
         self.changed()
         return ids
 
@@ -73,20 +94,21 @@ class Outstanding:
     def fail(self, error: BaseException) -> None:
         """Fail what is on its way, and what is to follow of it."""
         for feeder in list(self._feeding):
-            feeder.sink._fail(error)
-        while self._chunks:
-            _, (sink, _, _) = self._chunks.popitem()
-            sink._fail(error)
+            feeder.sender.sink._fail(error)
+        for chunk_id, sent in list(self._chunks.items()):
+            sent.sender.sink._fail(error)
+            self._forget(chunk_id)
         self.changed()
 
     def end(self, error: BaseException) -> list[str]:
         """Fail everything once and for all; returns the ids of chunks on their way."""
         self._ended = True
         for feeder in list(self._feeding):
-            feeder.sink._fail(error)
+            feeder.sender.sink._fail(error)
         with self._changed:
             # One that waits for its iterable cannot be stopped; it sends nothing any more.
             self._changed.wait_for(self._fed, _END_SECONDS)
+        self._resender.stop()
         ids = list(self._chunks)
         self.fail(error)
         return ids
@@ -98,6 +120,6 @@ class Outstanding:
         """Wait until all has been sent, and nothing is on its way."""
         for feeder in list(self._feeding):
             # Whoever waits here hands out no results, and so makes no room for more.
-            feeder.sink.window.widen(1 << 62)
+            feeder.sender.sink.window.widen(1 << 62)
         with self._changed:
             self._changed.wait_for(lambda: not self._chunks and self._fed())

@@ -6,19 +6,21 @@ Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, Map
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from farpool.producer.backend import Backend
 from farpool.producer.calls import Calls
 from farpool.producer.cluster import ClusterBackend
 from farpool.producer.imap import IMapIterator
 from farpool.producer.local import LocalBackend
+from farpool.producer.options import Options, TaskOptions
 from farpool.producer.results import AsyncResult, Callback, MapResult
 from farpool.shared.connection import url_or_default
 
@@ -40,6 +42,8 @@ class Pool:
             starts local processes and needs no server.
         queue: name of the queue, on a cluster.
         forward_output: print here what tasks print on a cluster's nodes.
+        grace: seconds after which a cluster's nodes drop what they have not begun if this process
+            has died.
 
     Raises:
         ValueError, TypeError: for the same arguments as multiprocessing's.
@@ -57,6 +61,7 @@ class Pool:
         url: str | None = None,
         queue: str = "default",
         forward_output: bool = True,
+        grace: float = 60.0,
     ) -> None:
         self._state = _TERMINATE
         if processes is not None and processes < 1:
@@ -67,6 +72,8 @@ class Pool:
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        if not 0 < grace < math.inf:
+            raise ValueError(f"grace must be a positive number of seconds, not {grace!r}")
         where = url_or_default(url)
         self._backend: Backend
         if where is None:
@@ -75,7 +82,7 @@ class Pool:
             )
         else:
             self._backend = ClusterBackend(
-                where, queue, processes, initializer, initargs, forward_output
+                where, queue, processes, initializer, initargs, forward_output, grace
             )
         self._calls = Calls(self._backend)
         self._state = _RUN
@@ -96,10 +103,14 @@ class Pool:
         """Nothing to do: processes are replaced when they end."""
 
     def apply(
-        self, func: Callable[..., Any], args: Sequence[Any] = (), kwds: Mapping[str, Any] = {}
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        **options: Unpack[TaskOptions],
     ) -> Any:
         """Call `func(*args, **kwds)` in a worker process and return its result."""
-        return self.apply_async(func, args, kwds).get()
+        return self.apply_async(func, args, kwds, **options).get()
 
     def apply_async(
         self,
@@ -108,14 +119,20 @@ class Pool:
         kwds: Mapping[str, Any] = {},
         callback: Callback = None,
         error_callback: Callback = None,
+        **options: Unpack[TaskOptions],
     ) -> AsyncResult:
         """Call `func(*args, **kwds)` in a worker process; returns at once.
 
+        Args:
+            options: see `TaskOptions`.
+
         Raises:
-            ValueError: the pool is not running.
+            ValueError: the pool is not running, or an option cannot be used.
         """
         self._check_running()
-        return self._own(self._calls.one(func, args, kwds, callback, error_callback))
+        return self._own(
+            self._calls.one(func, args, kwds, Options(**options), callback, error_callback)
+        )
 
     def map(
         self,
@@ -124,10 +141,12 @@ class Pool:
         chunksize: int | None = None,
         *,
         progress: bool = False,
+        **options: Unpack[TaskOptions],
     ) -> list[Any]:
         """Return `[func(item) for item in iterable]`, computed in worker processes."""
-        result: list[Any] = self.map_async(func, iterable, chunksize, progress=progress).get()
-        return result
+        result = self.map_async(func, iterable, chunksize, progress=progress, **options)
+        values: list[Any] = result.get()
+        return values
 
     def map_async(
         self,
@@ -138,6 +157,7 @@ class Pool:
         error_callback: Callback = None,
         *,
         progress: bool = False,
+        **options: Unpack[TaskOptions],
     ) -> MapResult:
         """Like `map`, but returns at once.
 
@@ -151,7 +171,16 @@ class Pool:
         """
         self._check_running()
         return self._own(
-            self._calls.map(func, "map", iterable, chunksize, callback, error_callback, progress)
+            self._calls.map(
+                func,
+                "map",
+                iterable,
+                chunksize,
+                Options(**options),
+                callback,
+                error_callback,
+                progress,
+            )
         )
 
     def starmap(
@@ -161,10 +190,12 @@ class Pool:
         chunksize: int | None = None,
         *,
         progress: bool = False,
+        **options: Unpack[TaskOptions],
     ) -> list[Any]:
         """Return `[func(*item) for item in iterable]`, computed in worker processes."""
-        result: list[Any] = self.starmap_async(func, iterable, chunksize, progress=progress).get()
-        return result
+        result = self.starmap_async(func, iterable, chunksize, progress=progress, **options)
+        values: list[Any] = result.get()
+        return values
 
     def starmap_async(
         self,
@@ -175,11 +206,21 @@ class Pool:
         error_callback: Callback = None,
         *,
         progress: bool = False,
+        **options: Unpack[TaskOptions],
     ) -> MapResult:
         """Like `starmap`, but returns at once; see `map_async`."""
         self._check_running()
         return self._own(
-            self._calls.map(func, "star", iterable, chunksize, callback, error_callback, progress)
+            self._calls.map(
+                func,
+                "star",
+                iterable,
+                chunksize,
+                Options(**options),
+                callback,
+                error_callback,
+                progress,
+            )
         )
 
     def imap(
@@ -189,6 +230,7 @@ class Pool:
         chunksize: int = 1,
         *,
         buffersize: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> IMapIterator:
         """Like `map`, but returns an iterator over the results, in order, as they come.
 
@@ -201,7 +243,9 @@ class Pool:
             ValueError: the pool is not running, or a size is not positive.
         """
         self._check_running()
-        stream = self._calls.stream(func, "map", iterable, chunksize, buffersize, ordered=True)
+        stream = self._calls.stream(
+            func, "map", iterable, chunksize, buffersize, Options(**options), ordered=True
+        )
         return IMapIterator(stream, self)
 
     def imap_unordered(
@@ -211,10 +255,13 @@ class Pool:
         chunksize: int = 1,
         *,
         buffersize: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> IMapIterator:
         """Like `imap`, but the results come in any order."""
         self._check_running()
-        stream = self._calls.stream(func, "map", iterable, chunksize, buffersize, ordered=False)
+        stream = self._calls.stream(
+            func, "map", iterable, chunksize, buffersize, Options(**options), ordered=False
+        )
         return IMapIterator(stream, self)
 
     def istarmap(
@@ -224,10 +271,13 @@ class Pool:
         chunksize: int = 1,
         *,
         buffersize: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> IMapIterator:
         """Like `imap`, but each item is a tuple of arguments; not in multiprocessing."""
         self._check_running()
-        stream = self._calls.stream(func, "star", iterable, chunksize, buffersize, ordered=True)
+        stream = self._calls.stream(
+            func, "star", iterable, chunksize, buffersize, Options(**options), ordered=True
+        )
         return IMapIterator(stream, self)
 
     def _own(self, result: _Result) -> _Result:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from farpool.producer.chunking import Sizes
+from farpool.producer.sender import Failure, error_of
 from farpool.producer.window import Window
-from farpool.shared import outcome, payload
 from farpool.shared.errors import TimeoutError
 
 log = logging.getLogger("farpool.producer")
@@ -148,20 +148,12 @@ class AsyncResult:
             for waiting in self._waiting:
                 waiting()
 
-    def _chunk_done(self, start: int, count: int, data: bytes) -> None:
-        """Take the outcome of a chunk of `count` items whose first is item `start`."""
-        try:
-            values, failures, _ = read(data)
-        except BaseException as error:
-            self._fail(error)
+    def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
+        """Take what became of the items from `start` on; `failures` by index among them."""
+        if failures:
+            self._settle(None, error_of(failures[0]))
         else:
-            if failures:
-                self._settle(None, outcome.error(failures[0]))
-            else:
-                self._settle(values[0], None)
-
-    def _chunk_failed(self, start: int, count: int, error: BaseException) -> None:
-        self._fail(error)
+            self._settle(values[0], None)
 
     def _all_sent(self, count: int, error: BaseException | None) -> None:
         pass
@@ -180,7 +172,6 @@ class MapResult(AsyncResult):
 
     Args:
         count: number of items.
-        room: chunks that may be on their way once the first has come back.
         progress: show a progress bar on stderr.
     """
 
@@ -189,7 +180,6 @@ class MapResult(AsyncResult):
         count: int,
         window: Window,
         sizes: Sizes,
-        room: int,
         callback: Callback,
         error_callback: Callback,
         progress: bool = False,
@@ -203,7 +193,6 @@ class MapResult(AsyncResult):
         self.failed = 0
         """Items that have ended with an exception."""
         self._bar = _Bar(total=count) if progress else None
-        self._room = room
         self._first_error: tuple[int, BaseException] | None = None
         if count == 0:
             self._settle([], None)
@@ -218,50 +207,20 @@ class MapResult(AsyncResult):
         if self._bar is not None:
             self._bar.close()
 
-    def _chunk_done(self, start: int, count: int, data: bytes) -> None:
-        try:
-            values, failures, seconds = read(data)
-        except BaseException as error:
-            self._chunk_failed(start, count, error)
-            return
+    def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
+        count = len(values)
         self._values[start : start + count] = values
         self.failed += len(failures)
+        self.done += count
         if failures:
             index = min(failures)
-            self._note(start + index, outcome.error(failures[index]))
-        self.sizes.ran(count, seconds)
-        self.window.widen(self._room)
-        self._ended(count)
-
-    def _chunk_failed(self, start: int, count: int, error: BaseException) -> None:
-        self.failed += count
-        self._note(start, error)
-        self._ended(count)
-
-    def _note(self, index: int, error: BaseException) -> None:
-        if self._first_error is None or index < self._first_error[0]:
-            self._first_error = index, error
-
-    def _ended(self, count: int) -> None:
-        self.window.give(1)
-        self.done += count
+            if self._first_error is None or start + index < self._first_error[0]:
+                self._first_error = start + index, error_of(failures[index])
         if self._bar is not None:
             self._bar.update(count)
         if self.done == self.total:
             values, self._values = self._values, []
             self._settle(values, self._first_error[1] if self._first_error else None)
-
-
-def read(data: bytes) -> tuple[list[Any], dict[int, bytes], float]:
-    """Return a chunk's values, its error outcomes by index, and the seconds that it ran.
-
-    Raises:
-        BaseException: what kept the whole chunk from running.
-    """
-    if outcome.is_error(data):
-        raise outcome.error(data)
-    values, failures, seconds = payload.loads(data[1:])
-    return values, failures, seconds
 
 
 def wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

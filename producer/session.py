@@ -67,6 +67,7 @@ class Session:
         if on_output is not None:
             self._seen[keys.output(self.id)] = "0-0"
         self._begun = False
+        self._found: list[tuple[str, bytes]] = []
         self._read: list[str] = []
         self._reconcile_at = 0.0
         self._queue = ""
@@ -109,25 +110,29 @@ class Session:
 
     def wait(self, timeout: float) -> list[tuple[str, bytes]]:
         """Wait up to `timeout` seconds; returns (job id, outcome) of those that have ended."""
-        found: list[tuple[str, bytes]] = []
         if not self._begun:
             # Whoever begins to wait late may find that the stream's beginning was trimmed.
             with self._lock:
                 known = list(self._pending)
-            found = self._collect(known)
+            self._collect(known)
             self._begun = True
         elif time.monotonic() >= self._reconcile_at:
-            found = self._reconcile()
-        if found and self._on_output is None:
-            return found
-        announced: list[str] = []
+            self._reconcile()
+        if not self._found or self._on_output is not None:
+            self._listen(timeout)
+        # What was found before an error of the server is handed out by the next call.
+        found, self._found = self._found, []
+        return found
+
+    def _listen(self, timeout: float) -> None:
         # What the tasks printed before they ended is shown before their results are.
-        patience = _MOMENT if found else min(timeout, BLOCK_SECONDS)
-        entries = []
-        if patience > 0:
-            read = list(self._read)
-            entries = self._broker.announcements(self._seen, patience, self.id, read)
-            del self._read[: len(read)]
+        patience = _MOMENT if self._found else min(timeout, BLOCK_SECONDS)
+        if patience <= 0:
+            return
+        read = list(self._read)
+        entries = self._broker.announcements(self._seen, patience, self.id, read)
+        del self._read[: len(read)]
+        announced: list[str] = []
         for stream, entry, fields in entries:
             if b"ids" in fields:
                 announced += fields[b"ids"].decode().split()
@@ -135,27 +140,27 @@ class Session:
                 text = fields[b"text"].decode("utf-8", "replace")
                 self._on_output(fields[b"host"].decode(), int(fields[b"pid"]), text)
             self._seen[stream] = entry
-        return found + self._collect([i for i in announced if i in self._pending])
+        self._collect([i for i in announced if i in self._pending])
 
-    def _collect(self, ids: list[str]) -> list[tuple[str, bytes]]:
-        found = []
+    def _collect(self, ids: list[str]) -> None:
         for at in range(0, len(ids), _SLICE):
             part = ids[at : at + _SLICE]
             outcomes = self._broker.outcomes(self.id, part)
-            found += [(i, data) for i, data in zip(part, outcomes, strict=True) if data is not None]
-        self._ended(found)
-        return found
+            self._ended(
+                [(i, data) for i, data in zip(part, outcomes, strict=True) if data is not None]
+            )
 
     def _ended(self, found: list[tuple[str, bytes]]) -> None:
         if found:
             self._collected = True
+            self._found += found
             ids = [job_id for job_id, _ in found]
             self.forget(ids)
             if not self._keep:
                 self._read += ids
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
 
-    def _reconcile(self) -> list[tuple[str, bytes]]:
+    def _reconcile(self) -> None:
         """Look at every job whose outcome is overdue, and at what RQ's own tools did with it."""
         self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
         overdue = time.monotonic() - RECONCILE_SECONDS
@@ -164,18 +169,18 @@ class Session:
         if pending and not self._collected and not self._broker.served(self._queue):
             log.warning(NOBODY, self._queue, self._queue)
         self._collected = False
-        found = self._collect(pending)
+        self._collect(pending)
         missing = [job_id for job_id in pending if job_id in self._pending]
         statuses = self._broker.statuses(missing)
         # An outcome that came between the two looks has a job that is gone.
-        found += self._collect([i for i in missing if statuses[i] is None])
-        elsewhere = [
-            (job_id, data)
-            for job_id in missing
-            if job_id in self._pending and (data := self._by_rq(job_id, statuses[job_id]))
-        ]
-        self._ended(elsewhere)
-        return found + elsewhere
+        self._collect([i for i in missing if statuses[i] is None])
+        self._ended(
+            [
+                (job_id, data)
+                for job_id in missing
+                if job_id in self._pending and (data := self._by_rq(job_id, statuses[job_id]))
+            ]
+        )
 
     def _by_rq(self, job_id: str, status: str | None) -> bytes | None:
         if status in (JobStatus.FINISHED, JobStatus.FAILED):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
 from typing import Any, NamedTuple, cast
@@ -78,6 +78,7 @@ class Broker:
         ttl: int | None = None,
         result_ttl: int | None = None,
         failure_ttl: int | None = None,
+        lost: int = 0,
     ) -> None:
         """Add jobs with new ids to a queue; sent again within a minute, it adds nothing.
 
@@ -87,13 +88,15 @@ class Broker:
             ttl: seconds after which a job that nobody started expires.
             result_ttl: seconds to keep results; None for the worker's default.
             failure_ttl: seconds to keep failures; None for the worker's default.
+            lost: attempts that count as used up already.
         """
         now = iso(time.time())
         shared: list[Any] = [
             "status", "queued", "origin", queue, "created_at", now, "enqueued_at", now,
             "timeout", timeout, "farpool", tag.encode(),
         ]  # fmt: skip
-        options = (("ttl", ttl), ("result_ttl", result_ttl), ("failure_ttl", failure_ttl))
+        options = (("ttl", ttl), ("result_ttl", result_ttl), ("failure_ttl", failure_ttl),
+                   ("farpool_attempts", lost or None))  # fmt: skip
         for name, value in options:
             if value is not None:
                 shared += (name, value)
@@ -136,9 +139,28 @@ class Broker:
         """Return the outcomes of jobs of a session, None where there is none (yet)."""
         return cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
 
+    def renew_session(self, session: str, seconds: float) -> bool:
+        """Keep a session's hash for `seconds` from now; returns whether it was there still."""
+        return bool(self.client.pexpire(keys.session(session), int(seconds * 1000)))
+
+    def store(self, session: str, fields: Mapping[str, bytes], seconds: float) -> None:
+        """Write fields of a session's hash, and keep it for `seconds` from now."""
+        key = keys.session(session)
+        mapping: dict[Any, Any] = {"lease": "", **fields}
+        with self.client.pipeline() as pipe:
+            pipe.hset(key, mapping=mapping)
+            pipe.pexpire(key, int(seconds * 1000))
+            pipe.execute()
+
+    def unstore(self, session: str, field: str) -> None:
+        """Remove a field of a session's hash."""
+        self.client.hdel(keys.session(session), field)
+
     def forget_session(self, session: str) -> None:
         """Remove all that a session left."""
-        self.client.unlink(keys.results(session), keys.done(session), keys.output(session))
+        self.client.unlink(
+            keys.results(session), keys.done(session), keys.output(session), keys.session(session)
+        )
 
     def announcements(
         self,
@@ -169,21 +191,26 @@ class Broker:
         """Wait up to `timeout` seconds for entries after `after` in RQ's stream of a job's results.
 
         Returns:
-            (entry id, fields) of each, and the job's status at that time; None if it is gone.
+            (entry id, fields) of each, and the job's status, no newer than the last of them;
+            None if it is gone.
         """
-        block = max(1, int(timeout * 1000))
-        reply, status = exchange(
+        stream, block = keys.result_stream(job_id), max(1, int(timeout * 1000))
+        existed, reply, status = exchange(
             self.client,
-            ("XREAD", "BLOCK", block, "STREAMS", keys.result_stream(job_id), after),
+            ("EXISTS", stream),
+            ("XREAD", "BLOCK", block, "STREAMS", stream, after),
             ("HGET", keys.job(job_id), "status"),
         )
-        streams = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
-        entries = [
+        parts = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
+        entries = [entry for part in parts for entry in part]
+        if entries and existed:
+            # Where there were results before, that of this status may have come after them.
+            (entries,) = exchange(self.client, ("XREVRANGE", stream, "+", "-", "COUNT", 1))
+        found = [
             (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
-            for stream in streams
-            for entry, fields in stream
+            for entry, fields in entries
         ]
-        return entries, status.decode() if status else None
+        return found, status.decode() if status else None
 
     def served(self, queue: str) -> bool:
         """Return whether any worker, ours or RQ's, is registered for a queue."""
@@ -233,7 +260,7 @@ class Broker:
             NotRegisteredError: (by the result) the node has no lease.
         """
         names = [keys.NODES, keys.claims(node), keys.SUSPENDED, *map(keys.queue, queues)]
-        args = [node, limit, keys.job(""), execution, *queues]
+        args = [node, limit, keys.job(""), execution, keys.session(""), *queues]
 
         def read(reply: list[Any]) -> list[Claim] | None:
             if reply[0] == -1:
@@ -294,13 +321,15 @@ class Broker:
 
         Args:
             lost: each lost its process while running, which counts as an attempt.
+            max_attempts: attempts of a job whose producer said nothing of it.
 
         Returns:
             The ids that have had all their attempts; the node still holds those.
         """
-        args: list[Any] = [keys.PREFIX, max_attempts]
+        args: list[Any] = [keys.PREFIX]
         for claim in claims:
-            args += (claim.id, claim.execution, claim.queue, "1" if lost else "")
+            allowed = claim.tag.attempts or max_attempts
+            args += (claim.id, claim.execution, claim.queue, allowed if lost else "")
         names = [keys.claims(node), keys.worker_executions(node)]
         return {name.decode() for name in cast(list[bytes], self._release(names, args))}
 

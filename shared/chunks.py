@@ -10,10 +10,13 @@ from functools import partial
 from typing import Any, Literal
 
 from farpool.shared import functions, outcome, payload
+from farpool.shared.stored import Stored
 
 Kind = Literal["map", "star", "call"]
 """How an item becomes arguments: f(item), f(*item), or f(*item[0], **item[1])."""
 RUN = f"{__name__}.run"
+Setup = tuple[str, bytes | Stored]
+"""A pool's id, and its pickled (initializer, initargs) or where that is kept."""
 Results = tuple[list[Any], dict[int, bytes], float]
 """Values in the order of the items, error outcomes by index, and the seconds that it took."""
 
@@ -24,7 +27,7 @@ class Chunk:
     Args:
         function: what to call.
         kind: how items become arguments.
-        setup: (pool id, pickled (initializer, initargs)) to run first in each process; or None.
+        setup: what to run first in each process; or None.
         main_by_value, namespace: see `payload.dumps`.
 
     Raises:
@@ -35,12 +38,13 @@ class Chunk:
         self,
         function: Callable[..., Any],
         kind: Kind,
-        setup: tuple[str, bytes] | None,
+        setup: Setup | None,
         main_by_value: bool,
         namespace: str = "",
     ) -> None:
         self._dumps = partial(payload.dumps, main_by_value=main_by_value, namespace=namespace)
-        self._function = self._dumps(function)
+        self.function: bytes | Stored = self._dumps(function)
+        """The pickled function, which each chunk carries, or where it is kept for all of them."""
         self._kind = kind
         self._setup = setup
         self._main_by_value = main_by_value
@@ -51,7 +55,7 @@ class Chunk:
         Raises:
             Exception: an item does not pickle.
         """
-        arguments = (self._setup, self._function, self._kind, self._main_by_value, items)
+        arguments = (self._setup, self.function, self._kind, self._main_by_value, items)
         return self._dumps((RUN, None, arguments, {}))
 
 
@@ -59,8 +63,8 @@ _set_up: set[str] = set()
 
 
 def run(
-    setup: tuple[str, bytes] | None,
-    function: bytes,
+    setup: Setup | None,
+    function: bytes | Stored,
     kind: Kind,
     main_by_value: bool,
     items: Sequence[Any],
@@ -71,10 +75,16 @@ def run(
         Exception: the function cannot be loaded here, or the initializer failed.
     """
     if setup is not None and setup[0] not in _set_up:
-        initializer, arguments = payload.loads(setup[1])
+        stored = setup[1]
+        initializer, arguments = payload.loads(
+            stored if isinstance(stored, bytes) else stored.read()
+        )
         initializer(*arguments)
         _set_up.add(setup[0])
-    call = _caller(functions.unpack(function), kind)
+    call = _caller(
+        functions.unpack(function) if isinstance(function, bytes) else functions.fetch(function),
+        kind,
+    )
     values: list[Any] = []
     failures: dict[int, bytes] = {}
     remaining = iter(items)

@@ -34,6 +34,20 @@ class CurrentJob(Job):
         return getattr(self, name)
 
 
+def client() -> Redis:
+    """Return the connection of the running task, also of one that a stock rq worker runs.
+
+    Raises:
+        RuntimeError: no task is running that came through a server.
+    """
+    job = _current_job.get()
+    if isinstance(job, CurrentJob):
+        return connection(job._url)
+    if job is None:
+        raise RuntimeError("no task with a server is running here")
+    return job.connection
+
+
 def enter(job_id: str, url: str | None) -> Token[Any] | None:
     """Make job `job_id` the current one until `leave`; without a url there are no records."""
     return None if url is None else _current_job.set(CurrentJob(job_id, url))

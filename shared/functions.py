@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from farpool.shared import payload
 from farpool.shared.errors import FunctionNotFoundError
+from farpool.shared.stored import Stored
 
 BY_VALUE = "farpool.shared.functions.call"
 """The importable stand-in that runs a function sent by value, on a stock rq worker too."""
@@ -41,6 +42,14 @@ def unpack(function: bytes) -> Callable[..., Any]:
     """Load a function from its pickle; the latest 128 are kept."""
     with payload.naming_host():
         loaded: Callable[..., Any] = payload.loads(function)
+    return loaded
+
+
+@functools.lru_cache(maxsize=4)
+def fetch(function: Stored) -> Callable[..., Any]:
+    """Load a large function from where it is kept; the latest few stay in memory."""
+    with payload.naming_host():
+        loaded: Callable[..., Any] = payload.loads(function.read())
     return loaded
 
 

@@ -83,6 +83,14 @@ def done(session: str) -> str:
     return f"{PREFIX}:farpool:done:{session}"
 
 
+def session(session: str) -> str:
+    """Hash that is there as long as a pool's caller lives, or a detached call is remembered.
+
+    Its fields are what the session's chunks refer to (see `shared/stored.py`).
+    """
+    return f"{PREFIX}:farpool:session:{session}"
+
+
 def output(session: str) -> str:
     """Stream of what the tasks of one session printed."""
     return f"{PREFIX}:farpool:output:{session}"

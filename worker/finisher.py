@@ -78,7 +78,8 @@ class Finisher:
             self._add(claim, "ok", reply.started, reply.seconds, body, b"")
 
     def lost(self, claim: Claim, reason: str, attempts: int) -> None:
-        """Fail a job whose process or node was lost on every attempt."""
+        """Fail a job whose process or node was lost on every attempt; `attempts` by default."""
+        attempts = claim.tag.attempts or attempts
         plural = "attempt" if attempts == 1 else "attempts"
         error = WorkerLostError(f"{reason} (gave up after {attempts} {plural})")
         self.failed(claim, error)

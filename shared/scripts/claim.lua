@@ -3,7 +3,7 @@
 -- same step, so that a job is always in a queue or in a claim.
 -- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag, 4.. queues
 -- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids,
---       then the name of each queue
+--       5 prefix of the hashes of sessions, then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, job, ...} with each job = {id, execution, queue, lifecycle, fields} and fields =
 --          {data, timeout, result_ttl, failure_ttl, description, tag, ttl, status}
@@ -30,8 +30,21 @@ local function lifecycle(key)
   return ''
 end
 
+-- Whether a job's producer wants it dropped, because there was no sign of life of it for too long.
+local leases = {}
+local function abandoned(tag)
+  local session = tag and string.match(tag, '^(%x+) %a*l')
+  if not session then
+    return false
+  end
+  if leases[session] == nil then
+    leases[session] = redis.call('EXISTS', ARGV[5] .. session) == 1
+  end
+  return not leases[session]
+end
+
 for k = 4, #KEYS do
-  local queue = ARGV[k + 1]
+  local queue = ARGV[k + 2]
   local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or {}
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
@@ -39,8 +52,11 @@ for k = 4, #KEYS do
       'description', 'farpool', 'ttl', 'status')
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
-    if not job.err and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
-        and string.match(id, '^[%w_-]+$') then
+    local wanted = not job.err and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
+      and string.match(id, '^[%w_-]+$')
+    if wanted and abandoned(job[6]) then
+      redis.call('UNLINK', key)
+    elseif wanted then
       if job[8] ~= 'queued' then
         redis.call('HSET', key, 'status', 'queued')
       end

@@ -3,7 +3,7 @@
 -- head of its queue uncharged, what it had started is charged one attempt.
 -- KEYS: 1 leases of the nodes, 2 claims of the lost node, 3 claims of the calling node,
 --       4 RQ's executions of the lost node
--- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts a job may have
+-- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts of a job whose producer said nothing of it
 -- Returns: {0} the lease has not ended after all; {1, jobs given back, exhausted, ...} with each
 --          exhausted job = {id, execution, queue, tag}, now claimed by the caller, to be failed
 local prefix, lost = ARGV[1], ARGV[2]
@@ -27,14 +27,19 @@ for i = 1, #flat, 2 do
   end
   -- A status of its own means that RQ's maintenance or a user decided meanwhile.
   if status == 'queued' or status == 'started' then
+    local tag = redis.call('HGET', job, 'farpool') or ''
+    local allowed = tonumber(string.match(tag, '^%x* %a* (%d+)') or 0)
+    if allowed == 0 then
+      allowed = tonumber(ARGV[3])
+    end
     local attempts = 0
     if state == 's' then
       attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
     end
-    if attempts >= tonumber(ARGV[3]) then
+    if attempts >= allowed then
       -- Still started: if the caller is lost too, it is not tried again.
       redis.call('HSET', KEYS[3], id, 's ' .. execution .. ' ' .. queue)
-      reply[#reply + 1] = {id, execution, queue, redis.call('HGET', job, 'farpool') or ''}
+      reply[#reply + 1] = {id, execution, queue, tag}
     else
       redis.call('HSET', job, 'status', 'queued')
       redis.call('LPUSH', prefix .. ':queue:' .. queue, id)

@@ -1,26 +1,26 @@
 #!lua
 -- Gives claimed jobs back to the head of their queues, in the order given.
 -- KEYS: 1 claims of this node, 2 RQ's executions of this worker
--- ARGV: 1 RQ's key prefix, 2 attempts a job may have, then for each job: id, execution, queue,
---       "1" if its process was lost while it ran, which counts as an attempt
+-- ARGV: 1 RQ's key prefix, then for each job: id, execution, queue, and if its process was lost
+--       while it ran, which counts as an attempt, the attempts that it may have, else ""
 -- Returns: {id, ...} of jobs that have had all their attempts; they stay claimed, to be failed
 local prefix = ARGV[1]
 local exhausted = {}
-for at = #ARGV - 3, 3, -4 do
-  local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+for at = #ARGV - 3, 2, -4 do
+  local id, execution, queue, allowed = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local job = prefix .. ':job:' .. id
   local claim = redis.call('HGET', KEYS[1], id)
   local rest = execution .. ' ' .. queue
   local started = claim == 's ' .. rest
   if started or claim == 'c ' .. rest then
-    local attempts = 0
+    local exhausts = false
     local status = redis.call('HGET', job, 'status')
     -- Any other status means that RQ's maintenance or a user decided meanwhile.
     local wanted = status == 'queued' or status == 'started'
-    if wanted and ARGV[at + 3] == '1' then
-      attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
+    if wanted and allowed ~= '' then
+      exhausts = redis.call('HINCRBY', job, 'farpool_attempts', 1) >= tonumber(allowed)
     end
-    if attempts >= tonumber(ARGV[2]) then
+    if exhausts then
       exhausted[#exhausted + 1] = id
     else
       redis.call('HDEL', KEYS[1], id)

@@ -1,0 +1,253 @@
+"""What one call sends and gets back: its items as chunks, and what becomes of those.
+
+Feeder, Resender --items--> Sender --submissions--> Backend
+Result, Stream   <--values and errors-- Sender <--outcomes-- Outstanding
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from farpool.producer.backend import Backend, Submission
+from farpool.producer.chunking import Sizes
+from farpool.producer.options import Options
+from farpool.producer.window import Window
+from farpool.shared import outcome, payload
+from farpool.shared.chunks import Chunk, Results
+from farpool.shared.errors import PayloadError, WorkerLostError
+
+INLINE_BYTES = 1 << 16
+"""A larger function is sent once for all chunks."""
+
+Failure = bytes | BaseException
+"""An error outcome that nobody has looked at yet, or an exception."""
+
+
+class Sink(Protocol):
+    """Where what became of a call's items goes."""
+
+    window: Window
+    sizes: Sizes
+    sent: int
+    """Number of items that were sent, or could not be."""
+
+    def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
+        """Take what became of the items from `start` on; `failures` by index among them."""
+
+    def _all_sent(self, count: int, error: BaseException | None) -> None:
+        """Take note that there are `count` items, and what the iterable raised after them."""
+
+    def _fail(self, error: BaseException) -> None:
+        """Complete with an exception, whatever is still missing."""
+
+
+class Sent(NamedTuple):
+    """A chunk on its way: the items of `sender` from `start` on.
+
+    Attributes:
+        failures: times that its items have raised before.
+        lost: processes that its items may have cost before.
+    """
+
+    sender: Sender
+    start: int
+    items: Sequence[Any]
+    failures: int = 0
+    lost: int = 0
+
+
+class Expects(Protocol):
+    """Waits for chunks; see `Outstanding`."""
+
+    def add(self, chunk_id: str, sent: Sent) -> None:
+        """Expect a chunk."""
+
+    def send_again(self, due: float, chunks: Sequence[Submission]) -> None:
+        """Send chunks, which are expected, at monotonic time `due`."""
+
+
+class Sender:
+    """The chunks of one call.
+
+    Args:
+        backend: runs the chunks.
+        outstanding: expects them.
+        chunk: encodes them.
+        name: what they are called in the logs of nodes.
+        sink: gets what becomes of the items.
+        options: what each task may do.
+        by_item: the sink's window counts items, until they are handed out; else chunks.
+        room: size of the window once a chunk has come back.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        outstanding: Expects,
+        chunk: Chunk,
+        name: str,
+        sink: Sink,
+        options: Options,
+        *,
+        by_item: bool = False,
+        room: int = 0,
+    ) -> None:
+        self.sink = sink
+        self.by_item = by_item
+        self._backend = backend
+        self._outstanding = outstanding
+        self._chunk = chunk
+        self._name = name
+        self._options = options
+        self._room = room
+        self._lock = threading.Lock()
+        self._held = 1
+
+    def store_function(self) -> None:
+        """Send a large function ahead, so that the chunks need not carry it; safe to repeat.
+
+        Raises:
+            PayloadError: it is too large.
+            RedisError: the server is away, or does not take it.
+        """
+        function = self._chunk.function
+        if isinstance(function, bytes) and len(function) > INLINE_BYTES:
+            if len(function) > self._backend.max_payload:
+                raise PayloadError(
+                    f"the function {self._name} takes {len(function)} bytes pickled with what it "
+                    f"refers to, more than the {self._backend.max_payload} that fit; put the data "
+                    "into a file and send its name"
+                )
+            self._chunk.function = self._backend.store(function)
+
+    def _hold(self) -> None:
+        with self._lock:
+            self._held += 1
+
+    def release(self) -> None:
+        """One chunk less is on its way; called once more by who feeds the call, at its end.
+
+        After the last, a function that was sent ahead is removed.
+        """
+        with self._lock:
+            self._held -= 1
+            last = self._held == 0
+        if last and not isinstance(self._chunk.function, bytes):
+            self._backend.unstore(self._chunk.function)
+
+    def encode(
+        self, start: int, items: Sequence[Any], failures: int = 0, lost: int = 0
+    ) -> list[Submission]:
+        """Encode items as one chunk, or as several if together they are too large.
+
+        They are expected from then on. Those that cannot be sent fail.
+        """
+        count = len(items)
+        if not self.by_item:
+            self.sink.window.take(1)
+        try:
+            data = self._chunk.data(items)
+            if len(data) > self._backend.max_payload and count > 1:
+                middle = count // 2
+                self._give_back()
+                return self.encode(start, items[:middle], failures, lost) + self.encode(
+                    start + middle, items[middle:], failures, lost
+                )
+            if len(data) > self._backend.max_payload:
+                raise PayloadError(
+                    f"item {start} takes {len(data)} bytes pickled, more than the "
+                    f"{self._backend.max_payload} that fit; put it into a file and send its name"
+                )
+        except Exception as error:
+            self._give_back()
+            self._fail(start, count, error)
+            return []
+        self.sink.sizes.sent(count, len(data))
+        bucket = 1 << (count - 1).bit_length()
+        label = self._name if count == 1 else f"{self._name} x {bucket}"
+        most = self._options.max_attempts
+        submission = Submission(
+            self._backend.new_id(), data, label, self._options.timeout or 0.0,
+            # Of several items it is not known which one it was that cost the process.
+            1 if count > 1 else most, lost,
+        )  # fmt: skip
+        self._hold()
+        self._outstanding.add(submission.id, Sent(self, start, items, failures, lost))
+        return [submission]
+
+    def came_back(self, sent: Sent, data: bytes) -> None:
+        """Take the outcome of a chunk: to the sink, or on its way again."""
+        try:
+            values, failures, seconds = read(data)
+        except BaseException as error:
+            self._give_back()
+            self._whole_failed(sent, error)
+            return
+        count = len(sent.items)
+        self.sink.sizes.ran(count, seconds)
+        if not self.by_item:
+            if self._room:
+                self.sink.window.widen(self._room)
+            self._give_back()
+        again = self._to_retry(sent, failures) if failures and self._options.retries else []
+        begin = 0
+        for index in [*again, count]:
+            if index > begin:
+                part = {i - begin: failures[i] for i in failures if begin <= i < index}
+                self.sink._put(sent.start + begin, values[begin:index], part)
+            begin = index + 1
+        for index in again:
+            self._retry(sent, index, index + 1)
+
+    def _to_retry(self, sent: Sent, failures: Mapping[int, bytes]) -> list[int]:
+        """Return the indices of the items that are to run again, in order."""
+        tries = sent.failures + 1
+        again = self._options.retries_after
+        return [i for i in sorted(failures) if again(outcome.error(failures[i]), tries)]
+
+    def _retry(self, sent: Sent, begin: int, end: int) -> None:
+        tries = sent.failures + 1
+        due = time.monotonic() + self._options.delay(tries)
+        items = sent.items[begin:end]
+        self._outstanding.send_again(due, self.encode(sent.start + begin, items, tries, sent.lost))
+
+    def _whole_failed(self, sent: Sent, error: BaseException) -> None:
+        count = len(sent.items)
+        lost = sent.lost + 1
+        if isinstance(error, WorkerLostError) and count > 1 and lost < self._options.max_attempts:
+            # Alone, each shows whether it was the one.
+            for index in range(count):
+                item = sent.items[index : index + 1]
+                again = self.encode(sent.start + index, item, sent.failures, lost)
+                self._outstanding.send_again(0.0, again)
+        elif self._options.retries_after(error, sent.failures + 1):
+            self._retry(sent, 0, count)
+        else:
+            self._fail(sent.start, count, error)
+
+    def _fail(self, start: int, count: int, error: BaseException) -> None:
+        self.sink._put(start, [None] * count, dict.fromkeys(range(count), error))
+
+    def _give_back(self) -> None:
+        if not self.by_item:
+            self.sink.window.give(1)
+
+
+def error_of(failure: Failure) -> BaseException:
+    """Return the exception of a failure."""
+    return outcome.error(failure) if isinstance(failure, bytes) else failure
+
+
+def read(data: bytes) -> Results:
+    """Return a chunk's values, its error outcomes by index, and the seconds that it ran.
+
+    Raises:
+        BaseException: what kept the whole chunk from running.
+    """
+    if outcome.is_error(data):
+        raise outcome.error(data)
+    values, failures, seconds = payload.loads(data[1:])
+    return values, failures, seconds
