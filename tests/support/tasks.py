@@ -147,3 +147,36 @@ def block_if_marked(marker: str | None) -> str:
     if marker is None:
         raise ValueError("no marker")
     return block(marker) if marker else ""
+
+
+def fail_until(path: str, times: int) -> int:
+    """Raise ConnectionError the first times; returns how often it has run."""
+    append(path, "x")
+    runs = len(Path(path).read_text().split())
+    if runs <= times:
+        raise ConnectionError(f"run {runs}")
+    return runs
+
+
+def die_if_negative(path: str, n: int) -> int:
+    """Note the run in a file, then kill the own process or return the square."""
+    append(path, str(n))
+    if n < 0:
+        die()
+    return n * n
+
+
+class Heavy:
+    """A function with much data; notes in a file each time that a process loads it."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.data = os.urandom(size)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        append(self.path, "loaded")
+
+    def __call__(self, n: int) -> int:
+        """Return the square."""
+        return n * n

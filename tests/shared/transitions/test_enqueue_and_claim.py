@@ -14,7 +14,7 @@ from farpool.shared.broker import (
     Broker,
     NotRegisteredError,
 )
-from farpool.shared.jobs import Claim, NewJob
+from farpool.shared.jobs import Claim, NewJob, Tag
 from tests.support import tasks
 from tests.support.transitions import (
     CALL,
@@ -196,3 +196,31 @@ def test_without_a_lease_nothing_is_taken(broker: Broker, client: Redis) -> None
         ask(broker).result()
     assert waiting(client) == "j"
     assert not broker.claimed("a")
+
+
+def test_what_an_ended_lease_left_is_dropped(broker: Broker, client: Redis) -> None:
+    leased = Tag("5e55", chunk=True, leased=True)
+    add(broker, "ab", tag=leased)
+    add(broker, "c", tag=Tag("5e55", chunk=True))
+    add(broker, "d")
+    assert ids(take(broker)) == "cd"
+    assert not client.exists(*map(keys.job, "ab"))
+    broker.store("5e55", {}, 60)
+    add(broker, "ef", tag=leased)
+    add(broker, "g", tag=Tag("0123", leased=True))
+    assert ids(take(broker)) == "ef"
+    broker.forget_session("5e55")
+
+
+def test_a_sessions_hash(broker: Broker, client: Redis) -> None:
+    assert not broker.renew_session("5e55", 60)
+    broker.store("5e55", {"0": b"zero", "1": b"one"}, 5)
+    assert broker.renew_session("5e55", 60)
+    assert 5 < client.ttl(keys.session("5e55")) <= 60
+    broker.unstore("5e55", "0")
+    assert client.hget(keys.session("5e55"), "1") == b"one"
+    broker.unstore("5e55", "1")
+    # It is the lease itself, whatever is kept in it.
+    assert broker.renew_session("5e55", 60)
+    broker.forget_session("5e55")
+    assert not client.exists(keys.session("5e55"))

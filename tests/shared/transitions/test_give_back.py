@@ -15,6 +15,7 @@ from farpool.shared.broker import (
     Broker,
     NotRegisteredError,
 )
+from farpool.shared.jobs import Tag
 from tests.support.transitions import (
     QUEUES,
     SESSION,
@@ -72,6 +73,40 @@ def test_a_crash_is_charged_until_there_is_no_attempt_left(broker: Broker, clien
     again = [claim for claim in take(broker) if claim.id == "a"]
     assert broker.release("a", again, lost=True, max_attempts=2) == set()
     job(client, "a").delete()
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+def test_a_producer_may_say_how_many_attempts_there_are(
+    broker: Broker, client: Redis, allowed: int
+) -> None:
+    add(broker, "ab", tag=Tag("5e55", attempts=allowed))
+    for spent in range(1, allowed + 1):
+        claims = take(broker)
+        start(broker, "a", *claims)
+        none_left = {"a", "b"} if spent == allowed else set()
+        assert broker.release("a", claims, lost=True, max_attempts=MAX_ATTEMPTS) == none_left
+    complete(broker, "a", *[completion(claim, "lost", "failed") for claim in claims])
+    for name in "ab":
+        job(client, name).delete()
+
+
+def test_attempts_of_a_lost_node(broker: Broker, client: Redis) -> None:
+    add(broker, "a", tag=Tag("5e55", announce=True, attempts=1))
+    add(broker, "b", tag=Tag("5e55", attempts=2))
+    add(broker, "c", tag=Tag("5e55", attempts=2), lost=1)
+    add(broker, "d")
+    start(broker, "a", *take(broker))
+    end_lease(client, "a")
+    recovered = broker.recover("b", "a", MAX_ATTEMPTS)
+    assert recovered is not None
+    released, exhausted = recovered
+    assert (released, ids(exhausted)) == (2, "ac")
+    assert exhausted[0].tag == Tag("5e55", announce=True, attempts=1)
+    assert sorted(waiting(client)) == ["b", "d"]
+    complete(broker, "b", *[completion(claim, "lost", "failed") for claim in exhausted])
+    for name in "abcd":
+        job(client, name).delete()
+    broker.forget_session("5e55")
 
 
 def test_only_the_holder_can_give_back(broker: Broker, client: Redis) -> None:
