@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from farpool.producer.attach import DetachedResult, attach
 from farpool.producer.executor import Executor
 from farpool.producer.group import Group
 from farpool.producer.job import Job
@@ -30,6 +31,7 @@ except PackageNotFoundError:  # used from a checkout that is not installed
 __all__ = [
     "AsyncResult",
     "ConfigError",
+    "DetachedResult",
     "Executor",
     "FarpoolError",
     "FunctionNotFoundError",
@@ -47,4 +49,5 @@ __all__ = [
     "UnsupportedServerError",
     "WorkerLostError",
     "__version__",
+    "attach",
 ]

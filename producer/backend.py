@@ -10,6 +10,8 @@ from farpool.shared.stored import Stored
 
 Resolve = Callable[[str, bytes], None]
 """Called from a thread of the backend with a chunk's id and its outcome."""
+Break = Callable[[BaseException], None]
+"""Called from a thread of the backend if no chunk can run any more, with the reason."""
 
 
 class Submission(NamedTuple):
@@ -44,8 +46,8 @@ class Backend(Protocol):
     setup: Setup | None
     """What each chunk carries to initialize its process; see `chunks.Chunk`."""
 
-    def start(self, resolve: Resolve, broken: Callable[[BaseException], None]) -> None:
-        """Begin; `broken` is called if no chunk can run any more."""
+    def start(self, resolve: Resolve, broken: Break) -> None:
+        """Begin."""
 
     def new_id(self) -> str:
         """Return an id for a chunk."""

@@ -6,18 +6,17 @@ import itertools
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError
 
-from farpool.producer.backend import Resolve, Submission
+from farpool.producer.backend import Break, Resolve, Submission
+from farpool.producer.collector import Collector
 from farpool.producer.lease import Lease
-from farpool.producer.outage import Outage
 from farpool.producer.sender import INLINE_BYTES
-from farpool.producer.session import BLOCK_SECONDS, Session
+from farpool.producer.session import Session
 from farpool.shared import keys, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.chunks import Setup
@@ -27,8 +26,8 @@ from farpool.shared.stored import InSession, Stored
 
 log = logging.getLogger("farpool.pool")
 
-_NO_TIMEOUT = -1
-_JOIN_SECONDS = 5.0
+NO_TIMEOUT = -1
+"""Of RQ's, which chunks do not need: they are ended when nobody wants them any more."""
 
 
 class ClusterBackend:
@@ -60,8 +59,11 @@ class ClusterBackend:
         grace: float,
     ) -> None:
         keys.check_queue(queue)
+        self.url = url
+        self.queue = queue
+        self.initialize: tuple[str, bytes] | None = None
+        """The pool's id, and its pickled (initializer, initargs)."""
         self._broker = Broker(connect(url))
-        self._queue = queue
         self._session = Session(
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
@@ -70,21 +72,18 @@ class ClusterBackend:
         self.setup: Setup | None = None
         if initializer is not None:
             call = payload.dumps((initializer, tuple(initargs)), namespace=self.namespace)
+            self.initialize = self._session.id, call
             large = len(call) > INLINE_BYTES
             self.setup = self._session.id, self._lease.store(call) if large else call
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
         self._tag = Tag(
             self._session.id, announce=True, chunk=True, output=forward_output, leased=True
         )
-        self._working = threading.Event()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="farpool-collector", daemon=True)
+        self._collector = Collector(self._session, self._lease)
 
-    def start(self, resolve: Resolve, broken: Callable[[BaseException], None]) -> None:
+    def start(self, resolve: Resolve, broken: Break) -> None:
         """See `Backend.start`."""
-        self._resolve = resolve
-        self._broken = broken
-        self._thread.start()
+        self._collector.start(resolve, broken)
 
     def new_id(self) -> str:
         """See `Backend.new_id`."""
@@ -98,7 +97,7 @@ class ClusterBackend:
         """See `Backend.cancel`."""
         self._session.forget(chunks)
         try:
-            self._broker.cancel(self._queue, chunks)
+            self._broker.cancel(self.queue, chunks)
         except (RedisError, OSError) as error:
             log.warning("could not cancel %d chunks: %s", len(chunks), error)
 
@@ -117,40 +116,18 @@ class ClusterBackend:
         for (limit, attempts, lost), part in itertools.groupby(chunks, lambda c: c[3:]):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
             tag = replace(self._tag, limit=limit, attempts=attempts)
-            self._session.enqueue(self._queue, jobs, tag, timeout=_NO_TIMEOUT, lost=lost)
-        self._working.set()
-
-    def _run(self) -> None:
-        outage = Outage()
-        while not self._stopped.is_set():
-            if not self._session.pending:
-                self._working.clear()
-                # Looked at again after clearing: `submit` and `stop` set it last.
-                if not self._session.pending and not self._stopped.is_set():
-                    self._working.wait()
-                    continue
-            found: list[tuple[str, bytes]] = []
-            try:
-                with outage.ridden_out():
-                    self._lease.renew()
-                    found = self._session.wait(min(BLOCK_SECONDS, self._lease.renewal_seconds))
-            except RedisError as error:
-                self._broken(error)
-                return
-            for job_id, data in found:
-                self._resolve(job_id, data)
+            self._session.enqueue(self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost)
+        self._collector.wake()
 
     def stop(self, unfinished: Iterable[str]) -> None:
         """See `Backend.stop`."""
-        self._stopped.set()
-        self._working.set()
+        self._collector.stop()
         try:
-            self._broker.cancel(self._queue, unfinished)
+            self._broker.cancel(self.queue, unfinished)
             self._broker.announce_nothing(self._session.id)
         except (RedisError, OSError) as error:
             log.warning("could not cancel what is unfinished: %s", error)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(_JOIN_SECONDS)
+        self._collector.join()
         try:
             self._broker.forget_session(self._session.id)
         except (RedisError, OSError) as error:

@@ -12,7 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from farpool.producer.backend import Resolve, Submission
+from farpool.producer.backend import Break, Resolve, Submission
 from farpool.shared import outcome
 from farpool.shared.child import ChildConfig
 from farpool.shared.chunks import Setup
@@ -71,7 +71,7 @@ class LocalBackend:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="farpool-local", daemon=True)
 
-    def start(self, resolve: Resolve, broken: Callable[[BaseException], None]) -> None:
+    def start(self, resolve: Resolve, broken: Break) -> None:
         """See `Backend.start`."""
         self._resolve = resolve
         self._broken = broken

@@ -15,6 +15,8 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from farpool.producer import detached as detached_calls
+from farpool.producer.attach import DetachedResult
 from farpool.producer.backend import Backend
 from farpool.producer.calls import Calls
 from farpool.producer.cluster import ClusterBackend
@@ -22,6 +24,7 @@ from farpool.producer.imap import IMapIterator
 from farpool.producer.local import LocalBackend
 from farpool.producer.options import Options, TaskOptions
 from farpool.producer.results import AsyncResult, Callback, MapResult
+from farpool.shared.chunks import Kind
 from farpool.shared.connection import url_or_default
 
 _Result = TypeVar("_Result", bound=AsyncResult)
@@ -119,20 +122,25 @@ class Pool:
         kwds: Mapping[str, Any] = {},
         callback: Callback = None,
         error_callback: Callback = None,
+        *,
+        detached: bool = False,
         **options: Unpack[TaskOptions],
     ) -> AsyncResult:
         """Call `func(*args, **kwds)` in a worker process; returns at once.
 
         Args:
+            detached: see `map_async`.
             options: see `TaskOptions`.
 
         Raises:
             ValueError: the pool is not running, or an option cannot be used.
         """
         self._check_running()
-        return self._own(
-            self._calls.one(func, args, kwds, Options(**options), callback, error_callback)
-        )
+        checked = Options(**options)
+        if detached:
+            item = (tuple(args), dict(kwds))
+            return self._detach(func, "call", [item], 1, checked, callback, error_callback)
+        return self._own(self._calls.one(func, args, kwds, checked, callback, error_callback))
 
     def map(
         self,
@@ -157,6 +165,7 @@ class Pool:
         error_callback: Callback = None,
         *,
         progress: bool = False,
+        detached: bool = False,
         **options: Unpack[TaskOptions],
     ) -> MapResult:
         """Like `map`, but returns at once.
@@ -165,21 +174,23 @@ class Pool:
             chunksize: items that travel together; by default as many as take a few
                 hundredths of a second.
             progress: show a progress bar on stderr.
+            detached: the work outlives this process and the pool (on a cluster). All of it is on
+                the server when this returns, and `farpool.attach(result.id)` finds it in any
+                process. What cannot be sent is raised at once.
+            options: see `TaskOptions`.
 
         Raises:
-            ValueError: the pool is not running.
+            ValueError: the pool is not running, or an option cannot be used.
         """
         self._check_running()
+        checked = Options(**options)
+        if detached:
+            return self._detach(
+                func, "map", iterable, chunksize, checked, callback, error_callback, progress
+            )
         return self._own(
             self._calls.map(
-                func,
-                "map",
-                iterable,
-                chunksize,
-                Options(**options),
-                callback,
-                error_callback,
-                progress,
+                func, "map", iterable, chunksize, checked, callback, error_callback, progress
             )
         )
 
@@ -206,20 +217,19 @@ class Pool:
         error_callback: Callback = None,
         *,
         progress: bool = False,
+        detached: bool = False,
         **options: Unpack[TaskOptions],
     ) -> MapResult:
         """Like `starmap`, but returns at once; see `map_async`."""
         self._check_running()
+        checked = Options(**options)
+        if detached:
+            return self._detach(
+                func, "star", iterable, chunksize, checked, callback, error_callback, progress
+            )
         return self._own(
             self._calls.map(
-                func,
-                "star",
-                iterable,
-                chunksize,
-                Options(**options),
-                callback,
-                error_callback,
-                progress,
+                func, "star", iterable, chunksize, checked, callback, error_callback, progress
             )
         )
 
@@ -279,6 +289,21 @@ class Pool:
             func, "star", iterable, chunksize, buffersize, Options(**options), ordered=True
         )
         return IMapIterator(stream, self)
+
+    def _detach(
+        self,
+        func: Callable[..., Any],
+        kind: Kind,
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        options: Options,
+        *rest: Any,
+    ) -> DetachedResult:
+        if not isinstance(self._backend, ClusterBackend):
+            raise ValueError("detached work needs a server: give the pool a url")
+        items = iterable if isinstance(iterable, Sequence) else list(iterable)
+        call_id, record = detached_calls.start(self._backend, func, kind, items, chunksize, options)
+        return DetachedResult(self._backend.url, call_id, record, *rest)
 
     def _own(self, result: _Result) -> _Result:
         # As in multiprocessing, a pool lives at least as long as the results it owes.

@@ -21,7 +21,7 @@ from farpool.producer.session import Session
 from farpool.shared import functions, keys, payload
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
-from farpool.shared.errors import ConfigError, PayloadError
+from farpool.shared.errors import ConfigError
 from farpool.shared.jobs import NewJob, Tag
 
 _BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
@@ -166,11 +166,7 @@ class Queue(RQQueue):
         enqueue: Callable[..., None] | None = None,
     ) -> None:
         for job in jobs:
-            if len(job.data) > MAX_PAYLOAD:
-                raise PayloadError(
-                    f"the call takes {len(job.data)} bytes pickled, more than the {MAX_PAYLOAD} "
-                    "that fit into Redis; pass the name of a file instead"
-                )
+            payload.check_size("the call", len(job.data), MAX_PAYLOAD)
         timeout = parse_timeout(options.get("job_timeout"))
         if timeout == 0:
             raise ValueError("0 timeout is not allowed. Use -1 for infinite timeout")

@@ -17,7 +17,7 @@ from farpool.producer.options import Options
 from farpool.producer.window import Window
 from farpool.shared import outcome, payload
 from farpool.shared.chunks import Chunk, Results
-from farpool.shared.errors import PayloadError, WorkerLostError
+from farpool.shared.errors import WorkerLostError
 
 INLINE_BYTES = 1 << 16
 """A larger function is sent once for all chunks."""
@@ -115,12 +115,8 @@ class Sender:
         """
         function = self._chunk.function
         if isinstance(function, bytes) and len(function) > INLINE_BYTES:
-            if len(function) > self._backend.max_payload:
-                raise PayloadError(
-                    f"the function {self._name} takes {len(function)} bytes pickled with what it "
-                    f"refers to, more than the {self._backend.max_payload} that fit; put the data "
-                    "into a file and send its name"
-                )
+            what = f"the function {self._name} with its data"
+            payload.check_size(what, len(function), self._backend.max_payload)
             self._chunk.function = self._backend.store(function)
 
     def _hold(self) -> None:
@@ -156,11 +152,7 @@ class Sender:
                 return self.encode(start, items[:middle], failures, lost) + self.encode(
                     start + middle, items[middle:], failures, lost
                 )
-            if len(data) > self._backend.max_payload:
-                raise PayloadError(
-                    f"item {start} takes {len(data)} bytes pickled, more than the "
-                    f"{self._backend.max_payload} that fit; put it into a file and send its name"
-                )
+            payload.check_size(f"item {start}", len(data), self._backend.max_payload)
         except Exception as error:
             self._give_back()
             self._fail(start, count, error)

@@ -41,6 +41,7 @@ class Session:
 
     Args:
         broker: the server.
+        session_id: that of a session which some process has begun; None for a new one.
         keep: leave outcomes on the server for others to read.
         on_output: called with (host, pid, text) for what tasks with forwarded output print.
 
@@ -52,10 +53,11 @@ class Session:
         self,
         broker: Broker,
         *,
+        session_id: str | None = None,
         keep: bool = True,
         on_output: Callable[[str, int, str], None] | None = None,
     ) -> None:
-        self.id = secrets.token_hex(8)
+        self.id = session_id or secrets.token_hex(8)
         self._broker = broker
         self._keep = keep
         self._on_output = on_output
@@ -101,6 +103,13 @@ class Session:
         now = time.monotonic()
         with self._lock:
             self._pending.update((job.id, now) for job in jobs if job.id in self._pending)
+
+    def expect(self, queue: str, ids: Iterable[str]) -> None:
+        """Wait also for jobs that another process has enqueued in this session."""
+        self._queue = queue
+        now = time.monotonic()
+        with self._lock:
+            self._pending.update((job_id, now) for job_id in ids)
 
     def forget(self, ids: Iterable[str]) -> None:
         """Wait for these jobs no more."""

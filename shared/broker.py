@@ -152,6 +152,10 @@ class Broker:
             pipe.pexpire(key, int(seconds * 1000))
             pipe.execute()
 
+    def stored(self, session: str, field: str) -> bytes | None:
+        """Return a field of a session's hash; None if there is none (any more)."""
+        return cast("bytes | None", self.client.hget(keys.session(session), field))
+
     def unstore(self, session: str, field: str) -> None:
         """Remove a field of a session's hash."""
         self.client.hdel(keys.session(session), field)

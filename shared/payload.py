@@ -143,6 +143,23 @@ def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
     return buffer.getvalue()
 
 
+def check_size(what: str, size: int, most: int) -> None:
+    """Refuse what is too large to be sent, before it is.
+
+    Args:
+        what: names it in the error.
+        size, most: bytes that it takes pickled, and may take.
+
+    Raises:
+        PayloadError: it takes more.
+    """
+    if size > most:
+        raise PayloadError(
+            f"{what} takes {size} bytes pickled, more than the {most} that fit; put the data into "
+            "a file and send its name"
+        )
+
+
 def loads(data: bytes) -> Any:
     """Unpickle what `dumps` or RQ wrote. Never called in a node's parent process.
 

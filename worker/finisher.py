@@ -9,11 +9,11 @@ import time
 import zlib
 from collections import deque
 
-from farpool.shared import outcome
+from farpool.shared import outcome, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker, Completed
 from farpool.shared.call import Call
 from farpool.shared.dispatcher import Crashed, Done, Printed
-from farpool.shared.errors import FarpoolError, WorkerLostError
+from farpool.shared.errors import PayloadError, WorkerLostError
 from farpool.shared.jobs import Claim, Completion
 
 log = logging.getLogger("farpool.node")
@@ -65,13 +65,10 @@ class Finisher:
             # RQ's code has recorded the job's own outcome in the child.
             self._add(claim, "recorded", reply.started, reply.seconds, b"", b"")
             return
-        if len(body) > MAX_PAYLOAD:
-            body, text = _error(
-                FarpoolError(
-                    f"the result takes {len(body)} bytes pickled, more than the {MAX_PAYLOAD} "
-                    "that fit into Redis; write it to a file and return its name"
-                )
-            )
+        try:
+            payload.check_size("the result", len(body), MAX_PAYLOAD)
+        except PayloadError as error:
+            body, text = _error(error)
         if outcome.is_error(body):
             self._add(claim, "failed", reply.started, reply.seconds, body, text)
         else:
@@ -101,7 +98,7 @@ class Finisher:
     ) -> None:
         self._mark()
         if claim.tag.chunk:
-            how, ttl, record = "chunk", b"", b""
+            how, ttl, record = "chunk", _ttl(claim.result_ttl), b""
         elif how == "recorded":
             ttl, record = b"", b""
         elif how == "ok":

@@ -7,7 +7,8 @@
 --       then for each job: its hash, its stream of results, its set of dependents
 -- ARGV: 1 RQ's key prefix, 2 node, 3 seconds to keep a session's results, then for each job:
 --       id, execution, queue, how, started, ended (as RQ writes times), started, ended (seconds
---       since the epoch), seconds to keep the result ("" default, "-1" for ever, "0" not at all),
+--       since the epoch), seconds to keep the result ("" default, "-1" for ever, "0" not at all;
+--       a session's results are kept at least as long as ARGV[3], and not for ever),
 --       session or "", "1" to announce it to the session, outcome, and what RQ's stream gets: the
 --       return value or the traceback, encoded as RQ does, or ""
 --       how is "ok", "failed", "chunk" (part of a map: no RQ records) or "recorded" (by RQ's code)
@@ -137,6 +138,7 @@ for i = 1, count do
     end
     if recorded and session ~= '' then
       local list = group(outcomes, session)
+      list.keep = math.max(list.keep or tonumber(ARGV[3]), tonumber(ARGV[a + 9]) or 0)
       list[#list + 1] = id
       list[#list + 1] = ARGV[a + 12]
       if ARGV[a + 11] == '1' then
@@ -162,7 +164,9 @@ end
 for session, list in pairs(outcomes) do
   local key = prefix .. ':farpool:results:' .. session
   call('HSET', key, unpack(list))
-  call('EXPIRE', key, ARGV[3])
+  if call('TTL', key) < list.keep then
+    call('EXPIRE', key, list.keep)
+  end
 end
 for session, list in pairs(done) do
   local key = prefix .. ':farpool:done:' .. session

@@ -46,7 +46,7 @@ def test_only_chosen_exceptions_are_retried(pool: Pool, tmp_path: Path) -> None:
     chosen: Any = {"retry_on": (TimeoutError, OSError)}
     assert pool.apply(tasks.fail_until, (str(path), 1), **NOW, **chosen) == 2
     with pytest.raises(ConnectionError, match="run 3"):
-        pool.apply(tasks.fail_until, (str(path), 100), **NOW, retry_on=TimeoutError)
+        pool.apply(tasks.fail_until, (str(path), 100), retries=3, retry_on=TimeoutError)
     with pytest.raises(SystemExit):
         pool.apply(tasks.exit_with, (3,), **NOW)
 
@@ -112,7 +112,7 @@ def test_the_caller_says_how_many_processes_a_task_may_cost(
     pool: Pool, tmp_path: Path, most: int
 ) -> None:
     path = tmp_path / "runs"
-    lost = pool.apply_async(tasks.die_if_negative, (str(path), -1), max_attempts=most, **NOW)
+    lost = pool.apply_async(tasks.die_if_negative, (str(path), -1), max_attempts=most, retries=3)
     with pytest.raises(WorkerLostError, match=f"after {most} attempt"):
         lost.get(20)
     # Lost processes are no matter of retries.

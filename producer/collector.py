@@ -1,0 +1,89 @@
+"""The thread that takes what comes back to a session."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from farpool.producer.backend import Break, Resolve
+from farpool.producer.lease import Lease
+from farpool.producer.outage import Outage
+from farpool.producer.session import BLOCK_SECONDS, Session
+
+_JOIN_SECONDS = 5.0
+
+
+class Collector:
+    """Sleeps while nothing is expected; rides out restarts of the server.
+
+    Args:
+        session: whose outcomes to take.
+        lease: renewed while something is expected.
+        ended: called from the thread at its end.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        lease: Lease | None = None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._session = session
+        self._lease = lease
+        self._ended = ended
+        self._working = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="farpool-collector", daemon=True)
+
+    def start(self, resolve: Resolve, broken: Break) -> None:
+        """Begin: call `resolve` for each outcome, and `broken` if none can come any more."""
+        self._resolve = resolve
+        self._broken = broken
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look for outcomes again, because something more is expected."""
+        self._working.set()
+
+    def _run(self) -> None:
+        try:
+            self._collect()
+        finally:
+            self._ended()
+
+    def _collect(self) -> None:
+        outage = Outage()
+        while not self._stopped.is_set():
+            if not self._session.pending:
+                self._working.clear()
+                # Looked at again after clearing: `wake` and `stop` set it last.
+                if not self._session.pending and not self._stopped.is_set():
+                    self._working.wait()
+                    continue
+            found: list[tuple[str, bytes]] = []
+            try:
+                with outage.ridden_out():
+                    found = self._session.wait(self._patience())
+            except RedisError as error:
+                self._broken(error)
+                return
+            for job_id, data in found:
+                self._resolve(job_id, data)
+
+    def _patience(self) -> float:
+        if self._lease is None:
+            return BLOCK_SECONDS
+        self._lease.renew()
+        return min(BLOCK_SECONDS, self._lease.renewal_seconds)
+
+    def stop(self) -> None:
+        """Take nothing any more; a call that waits in the server has to be woken there."""
+        self._stopped.set()
+        self._working.set()
+
+    def join(self) -> None:
+        """Wait for the end of the thread, unless it is the calling one."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_SECONDS)
