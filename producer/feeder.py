@@ -9,7 +9,7 @@ from typing import Any
 
 from farpool.producer.backend import Backend, Submission
 from farpool.producer.chunking import Items
-from farpool.producer.outage import Outage
+from farpool.producer.outage import Outage, is_away
 from farpool.producer.sender import Sender
 
 _BATCH_BYTES = 1 << 18
@@ -99,10 +99,22 @@ class Feeder:
                     batch.append(submission)
                     taken += len(submission.data)
         if batch:
-            self._until_sent(lambda: self._backend.submit(batch))
+            self._submit(batch)
         if ended and not window.closed:
             self._sink._all_sent(self._sink.sent, self._items.error)
         return ended
+
+    def _submit(self, batch: list[Submission]) -> None:
+        if self._threaded:
+            self._until_sent(lambda: self._backend.submit(batch))
+            return
+        try:
+            self._backend.submit(batch)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            # The caller is not held up, who may be an event loop.
+            self._outstanding.send_again(time.monotonic(), batch)
 
     def _until_sent(self, send: Callable[[], None]) -> None:
         sent = False

@@ -14,6 +14,12 @@ log = logging.getLogger("farpool.producer")
 
 _RETRY_SECONDS = 0.25
 _AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, OSError)
+_REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
+
+
+def is_away(error: Exception) -> bool:
+    """Return whether an error says that the server is away for now, rather than that it refuses."""
+    return isinstance(error, _AWAY) and not isinstance(error, _REFUSED)
 
 
 class Outage:
@@ -31,9 +37,9 @@ class Outage:
         """
         try:
             yield
-        except (exceptions.AuthenticationError, exceptions.AuthorizationError):
-            raise
-        except _AWAY as error:
+        except Exception as error:
+            if not is_away(error):
+                raise
             if not self._known:
                 log.warning("trouble with the server, trying again: %s", error)
             self._known = True

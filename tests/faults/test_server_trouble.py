@@ -79,6 +79,26 @@ def test_who_waits_rides_out_a_restart(tmp_path: Path, caplog: pytest.LogCapture
         server.stop()
 
 
+def test_a_call_is_taken_while_the_server_is_away(tmp_path: Path) -> None:
+    server = EmbeddedServer(socket=tmp_path / "s", data=tmp_path / "data")
+    server.start()
+    try:
+        with NodeProcess(server.url), Pool(url=server.url) as pool:
+            assert pool.apply(tasks.square, (3,)) == 9
+            server.process.kill()
+            server.process.wait()
+            single, several = (
+                pool.apply_async(tasks.square, (4,)),
+                pool.map_async(tasks.square, [5]),
+            )
+            assert not any(result.ready() for result in (single, several))
+            server.stop()
+            server.start()
+            assert (single.get(30), several.get(30)) == (16, [25])
+    finally:
+        server.stop()
+
+
 def test_scripts_are_loaded_again(node: NodeProcess, url: str, client: Redis) -> None:
     queue = Queue(url=url)
     for n in range(5):

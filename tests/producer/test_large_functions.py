@@ -83,7 +83,9 @@ def test_one_that_does_not_fit_fails_before_it_is_sent(
         pool._backend.max_payload = SIZE
         before = received(client)
         result = pool.map_async(tasks.Heavy(str(tmp_path / "loads"), SIZE), range(3))
-        with pytest.raises(PayloadError, match=r"the function Heavy with its data takes 2\d{6} bytes"):
+        with pytest.raises(
+            PayloadError, match=r"the function Heavy with its data takes 2\d{6} bytes"
+        ):
             result.get(20)
         assert received(client) - before < SIZE
 
