@@ -1,0 +1,26 @@
+"""Every call that farpool makes to Redis. Each atomic transition is a script in scripts/."""
+
+from farpool.shared.broker.base import (
+    ABANDONED_SECONDS,
+    LEASE_SECONDS,
+    MAX_ATTEMPTS,
+    MAX_PAYLOAD,
+    RESULT_SECONDS,
+)
+from farpool.shared.broker.nodes import Completed, NodeBroker, NotRegisteredError
+from farpool.shared.broker.producers import ProducerBroker
+
+__all__ = [
+    "ABANDONED_SECONDS",
+    "LEASE_SECONDS",
+    "MAX_ATTEMPTS",
+    "MAX_PAYLOAD",
+    "RESULT_SECONDS",
+    "Broker",
+    "Completed",
+    "NotRegisteredError",
+]
+
+
+class Broker(ProducerBroker, NodeBroker):
+    """Redis as producers and nodes use it."""

@@ -1,0 +1,193 @@
+"""The calls that nodes make to Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+from redis.commands.core import Script
+
+from farpool.shared import keys
+from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker
+from farpool.shared.call import Call
+from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso
+
+_OUTPUT_LINES = 10_000
+
+
+class NotRegisteredError(Exception):
+    """The node has no lease, so it may not hold claims: it must register again."""
+
+
+class Completed(NamedTuple):
+    """What came of a batch of completions."""
+
+    stale: int
+    """Completions that came too late and were dropped."""
+    depended: list[str]
+    """Ids of ended jobs on which others depend."""
+    broken: list[str]
+    """Ids of jobs whose keys hold something else than RQ's records; they have no outcome."""
+
+
+class NodeBroker(BaseBroker):
+    """Claims jobs, records what became of them, and keeps what others may take over."""
+
+    @cached_property
+    def _claim(self) -> Script:
+        return self._script("claim")
+
+    def claim(
+        self, node: str, queues: Sequence[str], limit: int, execution: str
+    ) -> Call[list[Claim] | None]:
+        """Take up to `limit` jobs for `node`, from the first queue first; None if suspended.
+
+        Args:
+            execution: prefix of the execution ids, not used before.
+
+        Raises:
+            NotRegisteredError: (by the result) the node has no lease.
+        """
+        names = [keys.NODES, keys.claims(node), keys.SUSPENDED, *map(keys.queue, queues)]
+        args = [node, limit, keys.job(""), execution, keys.session(""), *queues]
+
+        def read(reply: list[Any]) -> list[Claim] | None:
+            if reply[0] == -1:
+                raise NotRegisteredError(node)
+            return [claim_of(job) for job in reply[1:]] if reply[0] else None
+
+        return Call(self.client, self._claim, names, args, read)
+
+    @cached_property
+    def _start(self) -> Script:
+        return self._script("start")
+
+    def start(self, node: str, claims: Sequence[tuple[Claim, float]]) -> set[str]:
+        """Mark claimed jobs as started, each with its time of start (seconds since the epoch).
+
+        Returns:
+            The ids of those that were canceled, deleted or taken over meanwhile.
+        """
+        names = [keys.claims(node), keys.worker_executions(node)]
+        args: list[Any] = [node, keys.PREFIX, iso(time.time()), ABANDONED_SECONDS]
+        for claim, started in claims:
+            names.append(keys.job(claim.id))
+            args += (claim.id, claim.execution, claim.queue, iso(started))
+        return {name.decode() for name in cast(list[bytes], self._start(names, args))}
+
+    @cached_property
+    def _complete(self) -> Script:
+        return self._script("complete")
+
+    def complete(self, node: str, completions: Sequence[Completion]) -> Call[Completed]:
+        """Record what became of claimed jobs, at most 1,000; the first completion of a job wins."""
+        names = [keys.claims(node), keys.worker(node), keys.worker_executions(node)]
+        args: list[Any] = [keys.PREFIX, node, RESULT_SECONDS]
+        job_prefix, stream_prefix = keys.job(""), keys.result_stream("")
+        for job in completions:
+            key = job_prefix + job.id
+            names += (key, stream_prefix + job.id, key + ":dependents")
+            args += (
+                job.id, job.execution, job.queue, job.how, iso(job.started), iso(job.ended),
+                repr(job.started), repr(job.ended), job.ttl, job.tag.session,
+                "1" if job.tag.announce else "", job.outcome, job.record,
+            )  # fmt: skip
+
+        def read(reply: list[Any]) -> Completed:
+            stale, depended, broken = reply
+            return Completed(stale, [i.decode() for i in depended], [i.decode() for i in broken])
+
+        return Call(self.client, self._complete, names, args, read)
+
+    @cached_property
+    def _release(self) -> Script:
+        return self._script("release")
+
+    def release(
+        self, node: str, claims: Sequence[Claim], *, lost: bool = False, max_attempts: int
+    ) -> set[str]:
+        """Give claimed jobs back to the head of their queues.
+
+        Args:
+            lost: each lost its process while running, which counts as an attempt.
+            max_attempts: attempts of a job whose producer said nothing of it.
+
+        Returns:
+            The ids that have had all their attempts; the node still holds those.
+        """
+        args: list[Any] = [keys.PREFIX]
+        for claim in claims:
+            allowed = claim.tag.attempts or max_attempts
+            args += (claim.id, claim.execution, claim.queue, allowed if lost else "")
+        names = [keys.claims(node), keys.worker_executions(node)]
+        return {name.decode() for name in cast(list[bytes], self._release(names, args))}
+
+    @cached_property
+    def _recover(self) -> Script:
+        return self._script("recover")
+
+    def recover(self, node: str, lost: str, max_attempts: int) -> tuple[int, list[Claim]] | None:
+        """Take over what a node held whose lease has ended.
+
+        Returns:
+            The number of jobs given back to their queues, and those that have had all their
+            attempts, now claimed by `node`; None if the lease has not ended after all.
+        """
+        names = [keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost)]
+        state, *rest = cast(list[Any], self._recover(names, [keys.PREFIX, lost, max_attempts]))
+        if state == 0:
+            return None
+        released, *jobs = rest
+        return released, [
+            Claim(
+                job_id.decode(), execution.decode(), queue.decode(), b"", b"", b"", b"", b"",
+                Tag.decode(tag), False,
+            )
+            for job_id, execution, queue, tag in jobs
+        ]  # fmt: skip
+
+    @cached_property
+    def _heartbeat(self) -> Script:
+        return self._script("heartbeat")
+
+    def heartbeat(
+        self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim]
+    ) -> tuple[list[str], list[str]] | None:
+        """Renew a node's lease for all it holds.
+
+        Returns:
+            The names of nodes whose lease has ended, and the ids of started jobs that were deleted
+            or canceled; None if this node must register (again).
+        """
+        names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
+        args: list[Any] = [
+            node, repr(lease), worker_ttl, iso(time.time()), "busy" if busy else "idle",
+            keys.PREFIX, ABANDONED_SECONDS,
+        ]  # fmt: skip
+        for claim in started:
+            args += (claim.id, claim.execution, claim.queue)
+        reply = cast(list[Any], self._heartbeat(names, args))
+        if not reply:
+            return None
+        lost, gone = ([name.decode() for name in part] for part in reply)
+        return lost, gone
+
+    def lease(self, node: str, seconds: float, processes: int) -> None:
+        """Give a node a lease, so that it may hold claims, and say how many processes it has."""
+        self.client.hset(keys.worker(node), "farpool_processes", processes)
+        self.client.zadd(keys.NODES, {node: self._now() + seconds})
+
+    def end_lease(self, node: str) -> None:
+        """Remove the lease of a node that holds nothing any more."""
+        self.client.zrem(keys.NODES, node)
+
+    def output(self, lines: Iterable[tuple[str, str, int, str]]) -> None:
+        """Send what tasks printed, each as (session, host, pid, text), to their callers."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for session, host, pid, text in lines:
+                key = keys.output(session)
+                pipe.xadd(key, {"host": host, "pid": pid, "text": text}, maxlen=_OUTPUT_LINES)
+                pipe.expire(key, RESULT_SECONDS)
+            pipe.execute()

@@ -1,0 +1,224 @@
+"""The calls that producers make to Redis, and those that show what is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+from redis.commands.core import Script
+
+from farpool.shared import keys
+from farpool.shared.broker.base import RESULT_SECONDS, BaseBroker
+from farpool.shared.call import exchange
+from farpool.shared.jobs import NewJob, Tag, iso
+
+_ENQUEUE_BATCH = 500
+_SENT_SECONDS = 60
+"""How long the server knows that a call was made; redis-py's retries all fall into that time."""
+
+
+class ProducerBroker(BaseBroker):
+    """Enqueues jobs and finds what became of them."""
+
+    @cached_property
+    def _enqueue(self) -> Script:
+        return self._script("enqueue")
+
+    def enqueue(
+        self,
+        queue: str,
+        jobs: Sequence[NewJob],
+        tag: Tag,
+        *,
+        timeout: int,
+        at_front: bool = False,
+        ttl: int | None = None,
+        result_ttl: int | None = None,
+        failure_ttl: int | None = None,
+        lost: int = 0,
+    ) -> None:
+        """Add jobs with new ids to a queue; sent again within a minute, it adds nothing.
+
+        Args:
+            queue: name of the queue.
+            timeout: seconds that each job may run; -1 for no limit.
+            ttl: seconds after which a job that nobody started expires.
+            result_ttl: seconds to keep results; None for the worker's default.
+            failure_ttl: seconds to keep failures; None for the worker's default.
+            lost: attempts that count as used up already.
+        """
+        now = iso(time.time())
+        shared: list[Any] = [
+            "status", "queued", "origin", queue, "created_at", now, "enqueued_at", now,
+            "timeout", timeout, "farpool", tag.encode(),
+        ]  # fmt: skip
+        options = (("ttl", ttl), ("result_ttl", result_ttl), ("failure_ttl", failure_ttl),
+                   ("farpool_attempts", lost or None))  # fmt: skip
+        for name, value in options:
+            if value is not None:
+                shared += (name, value)
+        head = [
+            "front" if at_front else "back", "" if ttl is None else ttl, _SENT_SECONDS,
+            len(shared), *shared,
+        ]  # fmt: skip
+        batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
+        for batch in reversed(batches) if at_front else batches:
+            names = [keys.QUEUES, keys.queue(queue), keys.sent(batch[0].id)]
+            args = list(head)
+            for job in reversed(batch) if at_front else batch:
+                names.append(keys.job(job.id))
+                args += job
+            self._enqueue(names, args)
+
+    def cancel(self, queue: str, ids: Iterable[str]) -> None:
+        """Delete jobs that nobody has started, and the outcome of those that somebody has."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.lrem(keys.queue(queue), 1, job_id)
+                pipe.unlink(keys.job(job_id))
+            pipe.execute()
+
+    def tag(self, job_id: str) -> Tag:
+        """Return what its producer added to a job; an empty tag for RQ's own."""
+        stored = cast("bytes | None", self.client.hget(keys.job(job_id), "farpool"))
+        return Tag.decode(stored or b"")
+
+    def statuses(self, ids: Sequence[str]) -> dict[str, str | None]:
+        """Return RQ's status of each job; None for those that are gone."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "status")
+            found = pipe.execute()
+        texts = (status.decode() if status else None for status in found)
+        return dict(zip(ids, texts, strict=True))
+
+    def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
+        """Return the outcomes of jobs of a session, None where there is none (yet)."""
+        return cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
+
+    def renew_session(self, session: str, seconds: float) -> bool:
+        """Keep a session's hash for `seconds` from now; returns whether it was there still."""
+        return bool(self.client.pexpire(keys.session(session), int(seconds * 1000)))
+
+    def store(self, session: str, fields: Mapping[str, bytes], seconds: float) -> None:
+        """Write fields of a session's hash, and keep it for `seconds` from now."""
+        key = keys.session(session)
+        mapping: dict[Any, Any] = {"lease": "", **fields}
+        with self.client.pipeline() as pipe:
+            pipe.hset(key, mapping=mapping)
+            pipe.pexpire(key, int(seconds * 1000))
+            pipe.execute()
+
+    def stored(self, session: str, field: str) -> bytes | None:
+        """Return a field of a session's hash; None if there is none (any more)."""
+        return cast("bytes | None", self.client.hget(keys.session(session), field))
+
+    def unstore(self, session: str, field: str) -> None:
+        """Remove a field of a session's hash."""
+        self.client.hdel(keys.session(session), field)
+
+    def forget_session(self, session: str) -> None:
+        """Remove all that a session left."""
+        self.client.unlink(
+            keys.results(session), keys.done(session), keys.output(session), keys.session(session)
+        )
+
+    def announcements(
+        self,
+        streams: dict[str, str],
+        timeout: float,
+        session: str = "",
+        read: Sequence[str] = (),
+    ) -> list[tuple[str, str, dict[bytes, bytes]]]:
+        """Wait up to `timeout` seconds for new entries in streams.
+
+        Args:
+            streams: key of a stream -> id of the last entry seen.
+            read: jobs of `session` whose outcomes have been read, and are removed now.
+
+        Returns:
+            One (stream, entry id, fields) for each new entry.
+        """
+        with self.client.pipeline(transaction=False) as pipe:
+            if read:
+                pipe.hdel(keys.results(session), *read)
+            pipe.xread(cast(Any, streams), block=max(1, int(timeout * 1000)))
+            reply = cast(Any, pipe.execute()[-1])
+        return _entries(reply)
+
+    def results_of(
+        self, job_id: str, after: str, timeout: float
+    ) -> tuple[list[tuple[str, dict[bytes, bytes]]], str | None]:
+        """Wait up to `timeout` seconds for entries after `after` in RQ's stream of a job's results.
+
+        Returns:
+            (entry id, fields) of each, and the job's status, no newer than the last of them;
+            None if it is gone.
+        """
+        stream, block = keys.result_stream(job_id), max(1, int(timeout * 1000))
+        existed, reply, status = exchange(
+            self.client,
+            ("EXISTS", stream),
+            ("XREAD", "BLOCK", block, "STREAMS", stream, after),
+            ("HGET", keys.job(job_id), "status"),
+        )
+        parts = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
+        entries = [entry for part in parts for entry in part]
+        if entries and existed:
+            # Where there were results before, that of this status may have come after them.
+            (entries,) = exchange(self.client, ("XREVRANGE", stream, "+", "-", "COUNT", 1))
+        found = [
+            (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for entry, fields in entries
+        ]
+        return found, status.decode() if status else None
+
+    def served(self, queue: str) -> bool:
+        """Return whether any worker, ours or RQ's, is registered for a queue."""
+        return bool(self.client.scard(keys.workers(queue)))
+
+    def announce_nothing(self, session: str) -> None:
+        """Wake whoever waits for announcements of a session."""
+        key = keys.done(session)
+        self.client.xadd(key, {"ids": ""})
+        self.client.expire(key, RESULT_SECONDS)
+
+    def processes(self, queue: str | None = None) -> int:
+        """Return how many child processes the live nodes have, those of one queue if given."""
+        return sum(
+            int(node.get("farpool_processes", 0))
+            for node in self.nodes()
+            if queue is None or queue in node.get("queues", "").split(",")
+        )
+
+    def nodes(self) -> list[dict[str, str]]:
+        """Return RQ's record of each live node, with our `farpool_processes` and its `name`."""
+        names = [name for name, left in self.leases().items() if left > 0]
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(keys.worker(name))
+            records = pipe.execute()
+        return [
+            {"name": name} | {k.decode(): v.decode("utf-8", "replace") for k, v in record.items()}
+            for name, record in zip(names, records, strict=True)
+        ]
+
+    def claimed_by_queue(self, nodes: Iterable[str]) -> dict[str, int]:
+        """Return for each queue the number of jobs that these nodes hold."""
+        counts: dict[str, int] = {}
+        for node in nodes:
+            for _, queue in self.claimed(node).values():
+                counts[queue] = counts.get(queue, 0) + 1
+        return counts
+
+
+def _entries(reply: Any) -> list[tuple[str, str, dict[bytes, bytes]]]:
+    """Read the reply to XREAD as (stream, entry id, fields), with whichever protocol it came."""
+    found = []
+    for name, entries in reply.items() if isinstance(reply, dict) else reply or ():
+        if isinstance(reply, dict):
+            entries = entries[0] if entries and isinstance(entries[0], list) else entries
+        found += [(name.decode(), entry.decode(), fields) for entry, fields in entries]
+    return found
