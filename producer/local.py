@@ -14,7 +14,7 @@ from farpool.producer.backend import Resolve, Submission
 from farpool.shared import outcome
 from farpool.shared.broker import MAX_ATTEMPTS
 from farpool.shared.child import ChildConfig
-from farpool.shared.dispatcher import Crashed, Dispatcher, Done
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done, TimedOut
 from farpool.shared.errors import StartError, WorkerLostError
 from farpool.shared.frames import Task
 from farpool.shared.processes import Broken
@@ -105,6 +105,9 @@ class LocalBackend:
                         self._resolve(task.key, reply.body)
                     case Crashed():
                         self._crashed(result)
+                    case TimedOut(task):
+                        self._attempts.pop(task.key, None)
+                        self._resolve(task.key, outcome.of_error(result.error())[0])
                     case Broken(data, text):
                         cause = outcome.error(data) if data else None
                         hint = "" if data else _GUARD

@@ -114,6 +114,9 @@ class Child:
     def _run(self, task: frames.Task) -> None:
         if task.flags & frames.FORWARD_OUTPUT:
             self._capture.start(lambda text: self._output(task.token, text))
+        if task.flags & frames.HARD_LIMIT:
+            # What has ended before is not to be lost with the process.
+            self._flush()
         started = time.time()
         begin = time.perf_counter()
         kind, body, text = frames.FAILED, b"", ""
@@ -133,7 +136,7 @@ class Child:
         name, instance, args, kwargs = payload.call_of(task.data)
         function = resolve(name, instance)
         job = current_job.enter(task.job_id, self._config.url)
-        isolation.set_time_limit(task.timeout)
+        isolation.set_time_limit(task.timeout, hard=bool(task.flags & frames.HARD_LIMIT))
         try:
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):

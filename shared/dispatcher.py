@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from farpool.shared import frames
 from farpool.shared.child import ChildConfig
+from farpool.shared.errors import TimeoutError
 from farpool.shared.frames import Task
 from farpool.shared.process import Process
 from farpool.shared.processes import Broken, Lost, ProcessPool, Replied, Returned
@@ -19,6 +20,8 @@ from farpool.shared.scheduler import STUCK_SECONDS, Scheduler
 
 OVERTIME_SECONDS = 60.0
 """A task's own alarm should have ended it this long ago; its process is killed."""
+HARD_OVERTIME_SECONDS = 3.0
+"""The same for a hard limit, which the kernel keeps unless the task has meddled with it."""
 BLOCKED_SECONDS = 0.05
 """A child without an answer for this long gets its tasks one by one."""
 _LOOK_SECONDS = 1.0
@@ -40,6 +43,21 @@ class Crashed(NamedTuple):
     reason: str
 
 
+class TimedOut(NamedTuple):
+    """The process was ended because its task ran longer than its hard limit."""
+
+    task: Task
+    pid: int
+
+    def error(self, host: str = "") -> TimeoutError:
+        """Return what to tell whoever waits for the task."""
+        where = f"host {host}, pid {self.pid}" if host else f"pid {self.pid}"
+        return TimeoutError(
+            f"the task ran longer than its timeout of {self.task.timeout:g} s, and its process "
+            f"was ended: {where}"
+        )
+
+
 class Printed(NamedTuple):
     """A task whose output is forwarded printed whole lines."""
 
@@ -48,7 +66,7 @@ class Printed(NamedTuple):
     text: str
 
 
-Result = Done | Crashed | Printed | Broken
+Result = Done | Crashed | TimedOut | Printed | Broken
 
 
 class Dispatcher:
@@ -92,10 +110,8 @@ class Dispatcher:
     def step(self, timeout: float | None) -> list[Result]:
         """Wait up to `timeout` seconds for children, then send them what waits."""
         self._assign()
-        if self._stuck():
-            timeout = STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
         results: list[Result] = []
-        for event in self.pool.poll(timeout):
+        for event in self.pool.poll(self._patience(timeout)):
             match event:
                 case Replied(pid, task, reply) if reply.kind == frames.OUTPUT:
                     text = reply.text.decode("utf-8", "replace")
@@ -103,9 +119,11 @@ class Dispatcher:
                 case Replied(pid, task, reply):
                     self.scheduler.learn(task.label, reply.seconds)
                     results.append(Done(task, reply, pid))
-                case Lost(running, unstarted, pid, reason):
+                case Lost(running, unstarted, pid, reason, timed_out):
                     self.scheduler.put_back(unstarted)
-                    if running is not None:
+                    if running is not None and timed_out:
+                        results.append(TimedOut(running, pid))
+                    elif running is not None:
                         results.append(Crashed(running, pid, reason))
                 case Returned(tasks):
                     self.scheduler.put_back(tasks)
@@ -115,6 +133,14 @@ class Dispatcher:
         self._kill_overtime()
         self._assign()
         return results
+
+    def _patience(self, timeout: float | None) -> float | None:
+        """Return how long children may keep quiet before something has to be looked at."""
+        if self._stuck():
+            return STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
+        if any(p.sent and p.sent[0].flags & frames.HARD_LIMIT for p in self.pool.processes):
+            return _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
+        return timeout
 
     def _assign(self) -> None:
         if not self.scheduler.backlog:
@@ -153,7 +179,10 @@ class Dispatcher:
             task = process.running()
             if task is None or task.timeout <= 0:
                 continue
-            if now - process.progressed > task.timeout + OVERTIME_SECONDS:
+            hard = task.flags & frames.HARD_LIMIT
+            allowed = HARD_OVERTIME_SECONDS if hard else OVERTIME_SECONDS
+            if now - process.progressed > task.timeout + allowed:
+                process.overdue = True
                 process.kill()
 
     def surplus(self) -> list[Task]:

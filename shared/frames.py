@@ -36,6 +36,8 @@ _KINDS = range(OK, RETIRED + 1)
 
 # Flags of a task.
 FORWARD_OUTPUT = 1
+HARD_LIMIT = 2
+"""The process ends with the task's timeout, whatever the task does then."""
 
 
 @dataclass(slots=True, eq=False)

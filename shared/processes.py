@@ -42,12 +42,16 @@ class Replied(NamedTuple):
 
 @dataclass(frozen=True)
 class Lost:
-    """A child died. `running` was being executed, `unstarted` were not begun or not reported."""
+    """A child died. `running` was being executed, `unstarted` were not begun or not reported.
+
+    `timed_out` says that it died of the hard limit of `running`.
+    """
 
     running: frames.Task | None
     unstarted: list[frames.Task]
     pid: int
     reason: str
+    timed_out: bool
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ class ProcessPool:
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
         unstarted = [task for task in process.sent if task is not running]
-        yield Lost(running, unstarted, process.pid, reason)
+        yield Lost(running, unstarted, process.pid, reason, process.timed_out())
         if not process.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:

@@ -12,7 +12,7 @@ from collections import deque
 from farpool.shared import outcome
 from farpool.shared.broker import MAX_PAYLOAD, Broker, Completed
 from farpool.shared.call import Call
-from farpool.shared.dispatcher import Crashed, Done, Printed
+from farpool.shared.dispatcher import Crashed, Done, Printed, TimedOut
 from farpool.shared.errors import FarpoolError, WorkerLostError
 from farpool.shared.jobs import Claim, Completion
 
@@ -90,6 +90,12 @@ class Finisher:
             f"the process that ran the task {crash.reason}: host {self._host}, pid {crash.pid}",
             attempts,
         )
+
+    def timed_out(self, claim: Claim, late: TimedOut) -> None:
+        """Fail a job whose process was ended because of its hard limit."""
+        seconds = late.task.timeout
+        body, text = _error(late.error(self._host))
+        self._add(claim, "failed", time.time() - seconds, seconds, body, text)
 
     def failed(self, claim: Claim, error: Exception) -> None:
         """Fail a job for a reason that lies outside of its task."""

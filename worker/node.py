@@ -21,7 +21,7 @@ from farpool.shared import outcome
 from farpool.shared.broker import Broker, NotRegisteredError
 from farpool.shared.child import ChildConfig
 from farpool.shared.connection import connect
-from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
 from farpool.shared.jobs import Claim
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
@@ -138,6 +138,10 @@ class Node:
                     if claim is not None:
                         log.warning("a process %s while it ran %s", result.reason, task.label)
                         self._crashes.append((claim, result))
+                case TimedOut(task):
+                    claim = self._claims.drop(task)
+                    if claim is not None:
+                        self._finisher.timed_out(claim, result)
                 case Printed(task):
                     claim = self._claims.of(task)
                     if claim is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -69,6 +70,18 @@ def block(marker: str, seconds: float = 60) -> str:
     while not Path(f"{marker}.go").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return "done"
+
+
+def search_for_ever(marker: str) -> None:
+    """Write to `marker`, then stay in C code without letting the GIL go."""
+    Path(marker).write_text(str(os.getpid()))
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def block_alarms(marker: str) -> str:
+    """Do as `block`, deaf to SIGALRM."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    return block(marker)
 
 
 def append(path: str, text: str) -> str:
