@@ -45,16 +45,21 @@ class Finisher:
     def __len__(self) -> int:
         return len(self._completions) + len(self._lines) + len(self._calls)
 
+    @property
+    def collecting(self) -> bool:
+        """Whether there is anything for the next `flush`."""
+        return bool(self._completions or self._lines)
+
     def due_in(self, now: float) -> float:
         """Return the seconds until the next `flush` should come; 0 if now."""
         if len(self._completions) >= BATCH:
             return 0.0
-        if not (self._completions or self._lines):
+        if not self.collecting:
             return BATCH_SECONDS
         return max(0.0, self._oldest + BATCH_SECONDS - now)
 
     def _mark(self) -> None:
-        if not (self._completions or self._lines):
+        if not self.collecting:
             self._oldest = time.monotonic()
 
     def done(self, claim: Claim, done: Done) -> None:

@@ -207,11 +207,12 @@ class Node:
                     self._finisher.crashed(claim, crash, self.config.max_attempts)
             self._crashes.clear()
             self._queues_empty = False
-        # While children work, the answers are left for the next turn and the server works too.
+        # While results keep coming, the answers are left for the next turn and the server works
+        # too; but not for longer, because a call may have to be sent again.
         if not self._dispatcher.sent:
             parents = self._finisher.finish()
         else:
-            parents = self._finisher.settle(left=1)
+            parents = self._finisher.settle(left=1 if self._finisher.collecting else 0)
             if self._finisher.due_in(now) <= 0.0:
                 self._finisher.flush()
         self._dispatcher.add(

@@ -106,6 +106,20 @@ def test_a_hard_limit_ends_a_process_and_nothing_else(
     assert 0.4 < (job.ended_at - job.started_at).total_seconds() < 0.6
 
 
+def test_an_outcome_is_there_while_a_long_task_runs_on(
+    node: NodeProcess, url: str, client: Redis, tmp_path: Path
+) -> None:
+    queue = Queue(url=url)
+    marker = tmp_path / "marker"
+    running = queue.enqueue(tasks.block, str(marker))
+    wait_for(marker.exists)
+    # The first call of each script fails then, and is only sent again when its answer is read.
+    client.script_flush()
+    assert queue.enqueue(tasks.square, 3).get(10) == 9
+    Path(f"{marker}.go").touch()
+    assert running.get(10) == "done"
+
+
 def test_a_suspended_worker_claims_nothing(node: NodeProcess, url: str, client: Redis) -> None:
     suspend(client)
     queue = Queue(url=url)
