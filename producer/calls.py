@@ -35,7 +35,7 @@ class Calls:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._outstanding = Outstanding()
+        self._outstanding = Outstanding(nests=backend.shared)
         backend.start(self._outstanding.resolve, self._outstanding.break_)
 
     @property

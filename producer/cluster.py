@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from farpool.producer.backend import Resolve, Submission
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session
-from farpool.shared import keys, payload
+from farpool.shared import keys, nesting, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
@@ -40,6 +40,7 @@ class ClusterBackend:
     """
 
     main_by_value = True
+    shared = True
     max_payload = MAX_PAYLOAD
 
     def __init__(
@@ -93,7 +94,10 @@ class ClusterBackend:
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
         jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in chunks]
-        self._session.enqueue(self._queue, jobs, self._tag, timeout=_NO_TIMEOUT)
+        # What a task waits for comes before more tasks that would wait like it.
+        self._session.enqueue(
+            self._queue, jobs, self._tag, timeout=_NO_TIMEOUT, at_front=nesting.active()
+        )
         self._working.set()
 
     def _run(self) -> None:

@@ -11,13 +11,13 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from farpool.producer.backend import Resolve, Submission
-from farpool.shared import outcome
+from farpool.shared import nesting, outcome
 from farpool.shared.broker import MAX_ATTEMPTS
 from farpool.shared.child import ChildConfig
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, TimedOut
 from farpool.shared.errors import StartError, WorkerLostError
+from farpool.shared.events import Broken
 from farpool.shared.frames import Task
-from farpool.shared.processes import Broken
 
 _JOIN_SECONDS = 5.0
 _KILL_SECONDS = 0.05
@@ -38,6 +38,7 @@ class LocalBackend:
     """
 
     setup: tuple[str, bytes] | None = None
+    shared = False
     max_payload = sys.maxsize
     namespace = ""
 
@@ -56,6 +57,7 @@ class LocalBackend:
             initargs=tuple(initargs),
             max_tasks=max_tasks,
             main_by_value=self.main_by_value,
+            nested=nesting.active(),
         )
         self._dispatcher = Dispatcher(processes, config, context)
         self._inbox: collections.deque[Task] = collections.deque()

@@ -6,14 +6,21 @@ import threading
 from collections.abc import Iterator
 
 from farpool.producer.feeder import Feeder, Sink
+from farpool.shared import nesting
 
 _END_SECONDS = 1.0
 
 
 class Outstanding:
-    """Shared by a pool, its feeders and its backend, so that none of them keeps the pool alive."""
+    """Shared by a pool, its feeders and its backend, so that none of them keeps the pool alive.
 
-    def __init__(self) -> None:
+    Args:
+        nests: within a task, that task waits while anything is on its way; see `nesting`.
+    """
+
+    def __init__(self, nests: bool = False) -> None:
+        self._nests = nests
+        self._nesting = False
         self._chunks: dict[str, tuple[Sink, int, int]] = {}
         self._feeding: set[Feeder] = set()
         self._changed = threading.Condition()
@@ -27,6 +34,7 @@ class Outstanding:
     def add(self, chunk_id: str, sink: Sink, start: int, count: int) -> None:
         """Expect a chunk: `count` items of the call of `sink`, from item `start` on."""
         self._chunks[chunk_id] = sink, start, count
+        self._nest()
         if self.broken is not None:
             self.fail(self.broken)
 
@@ -62,8 +70,18 @@ class Outstanding:
 
     def changed(self) -> None:
         """Let `wait` look again."""
+        self._nest()
         with self._changed:
             self._changed.notify_all()
+
+    def _nest(self) -> None:
+        if not self._nests:
+            return
+        with nesting.lock:
+            waiting = bool(self._chunks)
+            if waiting != self._nesting:
+                self._nesting = waiting
+                (nesting.begin if waiting else nesting.end)()
 
     def break_(self, error: BaseException) -> None:
         """Fail everything, now and later."""

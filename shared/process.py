@@ -21,7 +21,9 @@ class Process:
         sent: its unanswered tasks, in order.
         done: tasks that it has answered.
         ready: it has started and may get tasks.
-        progressed: monotonic time when its first unanswered task came to be that.
+        blocked: the task that it runs waits for other tasks.
+        progressed: monotonic time when its first unanswered task came to be that, or when it
+            began to have none.
         overdue: it was killed because its task has not kept to its hard limit.
     """
 
@@ -32,6 +34,7 @@ class Process:
     last_token: int = 0
     done: int = 0
     ready: bool = False
+    blocked: bool = False
     progressed: float = 0.0
     overdue: bool = False
     _out: bytearray = field(default_factory=bytearray)

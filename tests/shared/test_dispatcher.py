@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from rq.timeouts import JobTimeoutException
 
-from farpool.shared import frames, outcome, payload, preload
+from farpool.shared import frames, nesting, outcome, payload, preload
 from farpool.shared.child import ChildConfig
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, Result, TimedOut
+from farpool.shared.events import Blocked, Broken
 from farpool.shared.frames import Task
 from farpool.shared.functions import name_of
-from farpool.shared.processes import Broken
 from tests.support import tasks
 from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
@@ -342,6 +342,52 @@ def test_what_idle_children_can_do_at_once_is_no_surplus(start: Start, tmp_path:
     dispatcher.add(appends(tmp_path / "log", 100))
     assert dispatcher.surplus() == []
     assert len(values(finish(dispatcher))) == 100
+
+
+def wait_inside(marker: str) -> int:
+    """Do as `block`, as a task that waits for others; then be busy with that of `marker` + 2."""
+    with nesting.waiting():
+        tasks.block(marker)
+    tasks.block(f"{marker}2")
+    return os.getpid()
+
+
+def test_a_spare_process_works_in_place_of_one_whose_task_waits(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farpool.shared.processes.SPARE_SECONDS", 0.2)
+    dispatcher = start(1, short=True, nested=True, url="")
+    [waiting] = pids(dispatcher)
+    marker, log = tmp_path / "marker", tmp_path / "log"
+    again = Path(f"{marker}2")
+    dispatcher.add([task(wait_inside, str(marker), key="waits"), *appends(log, 10)])
+    results = step_until(dispatcher, lambda results: len(results) == 11)
+    # What stood behind it in its pipe has moved on, and it is not done.
+    assert [result for result in results if isinstance(result, Blocked)] == [Blocked(waiting)]
+    assert lines(log) == [str(n) for n in range(10)]
+    assert [running.key for running, _ in dispatcher.running()] == ["waits"]
+    [spare] = pids(dispatcher) - {waiting}
+    # Once it goes on, there is one process too many, and that gets no tasks any more.
+    unblock(marker)
+    step_until(dispatcher, lambda _: again.exists())
+    step_until(dispatcher, lambda _: pids(dispatcher) == {waiting})
+    wait_for(lambda: not is_alive(spare))
+    dispatcher.add([task(tasks.pid, key="after")])
+    unblock(again)
+    assert values(finish(dispatcher)) == {"waits": waiting, "after": waiting}
+
+
+def test_a_process_that_dies_while_its_task_waits_is_replaced_by_the_spare(
+    start: Start, tmp_path: Path
+) -> None:
+    dispatcher = start(1, nested=True, url="")
+    marker = tmp_path / "marker"
+    dispatcher.add([task(wait_inside, str(marker), key="waits"), task(tasks.pid, key="behind")])
+    step_until(dispatcher, lambda results: len(results) == 2)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    [crash] = finish(dispatcher)
+    assert isinstance(crash, Crashed)
+    assert (crash.task.key, len(pids(dispatcher))) == ("waits", 1)
 
 
 def test_large_payloads_both_ways_at_once(start: Start) -> None:
