@@ -65,10 +65,12 @@ class ProcessPool:
             self._spawn()
 
     def working(self) -> list[Process]:
-        """Return the children whose tasks wait for no others, busy ones first."""
+        """Return the children whose tasks wait for no others; if too many, busy ones first."""
         # Nothing that the tasks of a local pool may wait for runs in that pool.
-        counted = (p for p in self.processes if not p.blocked or self._config.url is None)
-        return sorted(counted, key=lambda process: (not process.sent, not process.ready))
+        found = [p for p in self.processes if not p.blocked or self._config.url is None]
+        if len(found) > self.size:
+            found.sort(key=lambda process: (not process.sent, not process.ready))
+        return found
 
     def open(self) -> list[Process]:
         """Return the children that may get tasks."""
