@@ -39,6 +39,8 @@ class Backend(Protocol):
     """Number of processes that work at the same time, to cut maps by."""
     main_by_value: bool
     """Whether what `__main__` defines must travel by value."""
+    shared: bool
+    """Whether its processes also run the tasks of others, perhaps the one that waits for it."""
     max_payload: int
     """Bytes that a chunk may take."""
     namespace: str

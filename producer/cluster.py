@@ -17,7 +17,7 @@ from farpool.producer.collector import Collector
 from farpool.producer.lease import Lease
 from farpool.producer.sender import INLINE_BYTES
 from farpool.producer.session import Session
-from farpool.shared import keys, payload
+from farpool.shared import keys, nesting, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.chunks import Setup
 from farpool.shared.connection import connect
@@ -46,6 +46,7 @@ class ClusterBackend:
     """
 
     main_by_value = True
+    shared = True
     max_payload = MAX_PAYLOAD
 
     def __init__(
@@ -116,7 +117,10 @@ class ClusterBackend:
         for (limit, attempts, lost), part in itertools.groupby(chunks, lambda c: c[3:]):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
             tag = replace(self._tag, limit=limit, attempts=attempts)
-            self._session.enqueue(self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost)
+            # What a task waits for comes before more tasks that would wait like it.
+            self._session.enqueue(
+                self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost, at_front=nesting.active()
+            )
         self._collector.wake()
 
     def stop(self, unfinished: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from redis import Redis
 from farpool.producer.job import Job
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session, deadline_of, time_left
-from farpool.shared import outcome
+from farpool.shared import nesting, outcome
 from farpool.shared.errors import TimeoutError
 
 
@@ -53,8 +53,9 @@ class Group:
             BaseException: the exception of the first job, in order, that failed. The others
                 have ended too, and `as_completed` tells of each.
         """
-        for _ in self._completions(timeout):
-            pass
+        with nesting.waiting():
+            for _ in self._completions(timeout):
+                pass
         return [outcome.result(self._outcomes[job_id]) for job_id in self._ids]
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
@@ -75,7 +76,7 @@ class Group:
         yield from list(self._outcomes)
         while len(self._outcomes) < len(self._ids):
             found: list[tuple[str, bytes]] = []
-            with outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
+            with nesting.waiting(), outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
                 found = self._session.wait(time_left(deadline, BLOCK_SECONDS))
             for job_id, data in found:
                 self._outcomes[job_id] = data

@@ -14,7 +14,7 @@ from rq.results import Result
 
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, time_left
-from farpool.shared import outcome
+from farpool.shared import nesting, outcome
 from farpool.shared.broker import Broker
 from farpool.shared.errors import NoResultError, TimeoutError
 
@@ -56,6 +56,13 @@ class Job(RQJob):
             RemoteError: RQ's own code ran it, which keeps only the traceback's text.
             BaseException: the exception that the task raised, its remote traceback as the cause.
         """
+        with nesting.waiting():
+            found = self._ended(timeout)
+        if found.type == Result.Type.SUCCESSFUL:
+            return found.return_value
+        raise self._error(found)
+
+    def _ended(self, timeout: float | None) -> Result:
         deadline = deadline_of(timeout)
         outage = Outage()
         blocks = itertools.chain(_FIRST_BLOCKS, itertools.repeat(BLOCK_SECONDS))
@@ -65,9 +72,7 @@ class Job(RQJob):
                 found = self._ended_within(time_left(deadline, next(blocks)))
             if found is None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {self.id} has no result after {timeout} seconds")
-        if found.type == Result.Type.SUCCESSFUL:
-            return found.return_value
-        raise self._error(found)
+        return found
 
     def _ended_within(self, seconds: float) -> Result | None:
         broker = Broker(self.connection)

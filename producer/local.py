@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from farpool.producer.backend import Break, Resolve, Submission
-from farpool.shared import outcome
+from farpool.shared import frames, nesting, outcome
 from farpool.shared.child import ChildConfig
 from farpool.shared.chunks import Setup
-from farpool.shared.dispatcher import Crashed, Dispatcher, Done
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done, TimedOut
 from farpool.shared.errors import StartError, WorkerLostError
+from farpool.shared.events import Broken
 from farpool.shared.frames import Task
-from farpool.shared.processes import Broken
 from farpool.shared.stored import InFile, Stored
 
 _JOIN_SECONDS = 5.0
@@ -41,6 +41,7 @@ class LocalBackend:
     """
 
     setup: Setup | None = None
+    shared = False
     max_payload = sys.maxsize
     namespace = ""
 
@@ -59,6 +60,7 @@ class LocalBackend:
             initargs=tuple(initargs),
             max_tasks=max_tasks,
             main_by_value=self.main_by_value,
+            nested=nesting.active(),
         )
         self._dispatcher = Dispatcher(processes, config, context)
         self._inbox: collections.deque[Task] = collections.deque()
@@ -108,7 +110,16 @@ class LocalBackend:
         """See `Backend.submit`."""
         self._attempts.update((chunk.id, (chunk.lost, chunk.attempts)) for chunk in chunks)
         self._inbox.extend(
-            Task(0, 0, 0.0, chunk.id, chunk.data, chunk.id, chunk.label) for chunk in chunks
+            Task(
+                0,
+                frames.HARD_LIMIT if chunk.limit else 0,
+                chunk.limit,
+                chunk.id,
+                chunk.data,
+                chunk.id,
+                chunk.label,
+            )
+            for chunk in chunks
         )
         self._dispatcher.pool.wake()
 
@@ -124,6 +135,9 @@ class LocalBackend:
                         self._resolve(task.key, reply.body)
                     case Crashed():
                         self._crashed(result)
+                    case TimedOut(task):
+                        self._attempts.pop(task.key, None)
+                        self._resolve(task.key, outcome.of_error(result.error())[0])
                     case Broken(data, text):
                         cause = outcome.error(data) if data else None
                         hint = "" if data else _GUARD

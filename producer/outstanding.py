@@ -9,6 +9,7 @@ from farpool.producer.backend import Backend, Submission
 from farpool.producer.feeder import Feeder
 from farpool.producer.resender import Resender
 from farpool.producer.sender import Sent, Sink
+from farpool.shared import nesting
 
 _END_SECONDS = 1.0
 
@@ -17,11 +18,14 @@ class Outstanding:
     """Shared by a pool, its feeders and its backend, so that none of them keeps the pool alive.
 
     Args:
-        backend: where the chunks run.
+        backend: where the chunks run. A task that uses one which runs the tasks of others, too,
+            waits while anything is on its way; see `nesting`.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._chunks: dict[str, Sent] = {}
+        self._nests = backend.shared
+        self._nesting = False
         self._feeding: set[Feeder] = set()
         self._changed = threading.Condition()
         self._ended = False
@@ -32,6 +36,7 @@ class Outstanding:
     def add(self, chunk_id: str, sent: Sent) -> None:
         """Expect a chunk."""
         self._chunks[chunk_id] = sent
+        self._nest()
         if self.broken is not None:
             self.fail(self.broken)
 
@@ -83,8 +88,18 @@ class Outstanding:
 
     def changed(self) -> None:
         """Let `wait` look again."""
+        self._nest()
         with self._changed:
             self._changed.notify_all()
+
+    def _nest(self) -> None:
+        if not self._nests:
+            return
+        with nesting.lock:
+            waiting = bool(self._chunks)
+            if waiting != self._nesting:
+                self._nesting = waiting
+                (nesting.begin if waiting else nesting.end)()
 
     def break_(self, error: BaseException) -> None:
         """Fail everything, now and later."""

@@ -20,7 +20,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from farpool.shared import chunks, current_job, frames, isolation, outcome, payload, preload
+from farpool.shared import (
+    chunks,
+    current_job,
+    frames,
+    isolation,
+    nesting,
+    outcome,
+    payload,
+    preload,
+)
 from farpool.shared.capture import Capture
 from farpool.shared.functions import resolve
 
@@ -45,6 +54,8 @@ class ChildConfig:
         main_by_value: results send what `__main__` defines by value.
         url: the server, for tasks that look at their own job; None in a local pool.
         node: name of the node, for job records.
+        nested: its tasks are those of a node, or of a pool inside of such a task; they may wait
+            for other tasks of that node.
     """
 
     initializer: Callable[..., object] | None = None
@@ -54,6 +65,7 @@ class ChildConfig:
     main_by_value: bool = False
     url: str | None = None
     node: str = ""
+    nested: bool = False
 
 
 class Child:
@@ -93,6 +105,8 @@ class Child:
             return b""
 
     def _start(self) -> bool:
+        if self._config.nested:
+            nesting.serve(self._waits)
         try:
             preload.load(self._config.preload)
             if self._config.initializer is not None:
@@ -114,6 +128,10 @@ class Child:
     def _run(self, task: frames.Task) -> None:
         if task.flags & frames.FORWARD_OUTPUT:
             self._capture.start(lambda text: self._output(task.token, text))
+        if task.flags & frames.HARD_LIMIT:
+            # What has ended before is not to be lost with the process.
+            self._flush()
+        nesting.running(True)
         started = time.time()
         begin = time.perf_counter()
         kind, body, text = frames.FAILED, b"", ""
@@ -125,6 +143,7 @@ class Child:
                 main_by_value=self._config.main_by_value,
             )
         seconds = time.perf_counter() - begin
+        nesting.running(False)
         self._capture.stop()
         self._done += 1
         self._reply(kind, task.token, started, seconds, body, text.encode("utf-8", "replace"))
@@ -133,7 +152,7 @@ class Child:
         name, instance, args, kwargs = payload.call_of(task.data)
         function = resolve(name, instance)
         job = current_job.enter(task.job_id, self._config.url)
-        isolation.set_time_limit(task.timeout)
+        isolation.set_time_limit(task.timeout, hard=bool(task.flags & frames.HARD_LIMIT))
         try:
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):
@@ -153,6 +172,10 @@ class Child:
     def _output(self, token: int, text: str) -> None:
         self._reply(frames.OUTPUT, token, text=text.encode("utf-8", "replace"))
 
+    def _waits(self, waiting: bool) -> None:
+        self._reply(frames.BLOCKED if waiting else frames.RESUMED, self._marks.cursor)
+        self._flush()
+
     def _reply(
         self,
         kind: int,
@@ -162,24 +185,25 @@ class Child:
         body: bytes = b"",
         text: bytes = b"",
     ) -> None:
-        self._replies.append(
-            frames.encode_reply(frames.Reply(kind, token, started, seconds, body, text))
-        )
+        data = frames.encode_reply(frames.Reply(kind, token, started, seconds, body, text))
+        # Threads of a task print and wait too.
+        with nesting.lock:
+            self._replies.append(data)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        if self._replies:
-            data = b"".join(self._replies)
-            self._replies.clear()
-            try:
-                self._sock.sendall(data)
-            except ConnectionError:
-                # The parent is gone and nobody is left to tell.
-                os._exit(1)
-        self._flushed = time.monotonic()
+        with nesting.lock:
+            replies, self._replies = self._replies, []
+            if replies:
+                try:
+                    self._sock.sendall(b"".join(replies))
+                except ConnectionError:
+                    # The parent is gone and nobody is left to tell.
+                    os._exit(1)
+            self._flushed = time.monotonic()
 
 
 def _user_frames(error: BaseException) -> Any:

@@ -12,14 +12,18 @@ from typing import NamedTuple
 
 from farpool.shared import frames
 from farpool.shared.child import ChildConfig
+from farpool.shared.errors import TimeoutError
+from farpool.shared.events import Blocked, Broken, Lost, Replied, Returned
 from farpool.shared.frames import Task
 from farpool.shared.process import Process
-from farpool.shared.processes import Broken, Lost, ProcessPool, Replied, Returned
+from farpool.shared.processes import ProcessPool
 from farpool.shared.scheduler import STUCK_SECONDS, Scheduler
 
 OVERTIME_SECONDS = 60.0
 """A task's own alarm should have ended it this long ago; its process is killed."""
-BLOCKED_SECONDS = 0.05
+HARD_OVERTIME_SECONDS = 3.0
+"""The same for a hard limit, which the kernel keeps unless the task has meddled with it."""
+HELD_UP_SECONDS = 0.05
 """A child without an answer for this long gets its tasks one by one."""
 _LOOK_SECONDS = 1.0
 
@@ -40,6 +44,21 @@ class Crashed(NamedTuple):
     reason: str
 
 
+class TimedOut(NamedTuple):
+    """The process was ended because its task ran longer than its hard limit."""
+
+    task: Task
+    pid: int
+
+    def error(self, host: str = "") -> TimeoutError:
+        """Return what to tell whoever waits for the task."""
+        where = f"host {host}, pid {self.pid}" if host else f"pid {self.pid}"
+        return TimeoutError(
+            f"the task ran longer than its timeout of {self.task.timeout:g} s, and its process "
+            f"was ended: {where}"
+        )
+
+
 class Printed(NamedTuple):
     """A task whose output is forwarded printed whole lines."""
 
@@ -48,7 +67,7 @@ class Printed(NamedTuple):
     text: str
 
 
-Result = Done | Crashed | Printed | Broken
+Result = Done | Crashed | TimedOut | Printed | Blocked | Broken
 
 
 class Dispatcher:
@@ -86,16 +105,15 @@ class Dispatcher:
 
     def wanted(self, coming: int = 0) -> int:
         """Return how many more tasks the children could use, besides those that are `coming`."""
-        ready = sum(process.ready for process in self.pool.processes)
-        return self.scheduler.wanted(ready, self.sent + coming) if ready else 0
+        ready = self.pool.open()
+        sent = sum(len(process.sent) for process in ready)
+        return self.scheduler.wanted(len(ready), sent + coming) if ready else 0
 
     def step(self, timeout: float | None) -> list[Result]:
         """Wait up to `timeout` seconds for children, then send them what waits."""
         self._assign()
-        if self._stuck():
-            timeout = STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
         results: list[Result] = []
-        for event in self.pool.poll(timeout):
+        for event in self.pool.poll(self._patience(timeout)):
             match event:
                 case Replied(pid, task, reply) if reply.kind == frames.OUTPUT:
                     text = reply.text.decode("utf-8", "replace")
@@ -103,26 +121,35 @@ class Dispatcher:
                 case Replied(pid, task, reply):
                     self.scheduler.learn(task.label, reply.seconds)
                     results.append(Done(task, reply, pid))
-                case Lost(running, unstarted, pid, reason):
+                case Lost(running, unstarted, pid, reason, timed_out):
                     self.scheduler.put_back(unstarted)
-                    if running is not None:
+                    if running is not None and timed_out:
+                        results.append(TimedOut(running, pid))
+                    elif running is not None:
                         results.append(Crashed(running, pid, reason))
                 case Returned(tasks):
                     self.scheduler.put_back(tasks)
-                case Broken():
+                case Blocked() | Broken():
                     results.append(event)
         self._rebalance()
         self._kill_overtime()
         self._assign()
         return results
 
+    def _patience(self, timeout: float | None) -> float | None:
+        """Return how long children may keep quiet before something has to be looked at."""
+        if self._stuck():
+            return STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
+        processes = self.pool.processes
+        limited = any(p.sent and p.sent[0].flags & frames.HARD_LIMIT for p in processes)
+        if limited or len(processes) > self.pool.size:
+            return _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
+        return timeout
+
     def _assign(self) -> None:
         if not self.scheduler.backlog:
             return
-        ready = sorted(
-            (process for process in self.pool.processes if process.ready),
-            key=lambda process: len(process.sent),
-        )
+        ready = sorted(self.pool.open(), key=lambda process: len(process.sent))
         for index, process in enumerate(ready):
             limit = None
             if self._max_tasks is not None:
@@ -133,10 +160,9 @@ class Dispatcher:
 
     def _stuck(self) -> list[Process]:
         """Children with more than one task while another child has none and nothing waits."""
-        processes = self.pool.processes
-        if self.scheduler.backlog or all(process.sent for process in processes):
+        if self.scheduler.backlog or all(process.sent for process in self.pool.open()):
             return []
-        return [process for process in processes if len(process.sent) > 1]
+        return [process for process in self.pool.processes if len(process.sent) > 1]
 
     def _rebalance(self) -> None:
         overdue = time.monotonic() - STUCK_SECONDS
@@ -153,20 +179,24 @@ class Dispatcher:
             task = process.running()
             if task is None or task.timeout <= 0:
                 continue
-            if now - process.progressed > task.timeout + OVERTIME_SECONDS:
+            hard = task.flags & frames.HARD_LIMIT
+            allowed = HARD_OVERTIME_SECONDS if hard else OVERTIME_SECONDS
+            if now - process.progressed > task.timeout + allowed:
+                process.overdue = True
                 process.kill()
 
     def surplus(self) -> list[Task]:
         """Return tasks that no child will come to soon; they are no longer this dispatcher's."""
-        for task, seconds in self.running():
-            if seconds > BLOCKED_SECONDS:
-                self.scheduler.still_running(task.label, seconds)
-        overdue = time.monotonic() - BLOCKED_SECONDS
-        blocked = [p for p in self.pool.processes if p.sent and p.progressed <= overdue]
-        for process in blocked:
+        now = time.monotonic()
+        working = self.pool.working()
+        held_up = [p for p in working if p.sent and p.progressed <= now - HELD_UP_SECONDS]
+        for process in held_up:
+            running = process.running()
+            if running is not None:
+                self.scheduler.still_running(running.label, now - process.progressed)
             if len(process.sent) > 1:
                 self.scheduler.put_back(process.take_back())
-        return self.scheduler.surplus(self.pool.size - len(blocked))
+        return self.scheduler.surplus(self.pool.size - len(held_up))
 
     def take_back(self) -> list[Task]:
         """Return every task that no child has begun; they are no longer this dispatcher's."""

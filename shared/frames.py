@@ -32,10 +32,16 @@ BROKEN = 7
 """The child could not start: an initializer or a preloaded module raised."""
 RETIRED = 8
 """The child has run all the tasks it may and exits."""
-_KINDS = range(OK, RETIRED + 1)
+BLOCKED = 9
+"""The task that the child runs waits for other tasks."""
+RESUMED = 10
+"""It does no more."""
+KINDS = range(OK, RESUMED + 1)
 
 # Flags of a task.
 FORWARD_OUTPUT = 1
+HARD_LIMIT = 2
+"""The process ends with the task's timeout, whatever the task does then."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +144,7 @@ class ReplyReader:
         at = 0
         while len(buffer) - at >= _REPLY.size:
             kind, token, started, seconds, body, text = _REPLY.unpack_from(buffer, at)
-            if kind not in _KINDS or body > MAX_BYTES or text > MAX_BYTES:
+            if kind not in KINDS or body > MAX_BYTES or text > MAX_BYTES:
                 raise PayloadError("a reply frame has an impossible kind or size")
             start = at + _REPLY.size
             middle = start + body

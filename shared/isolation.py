@@ -58,18 +58,28 @@ def _die_with_parent() -> None:
 
 
 _limit = 0.0
+_hard = False
 
 
 def _on_alarm(signum: int, frame: FrameType | None) -> None:
     raise JobTimeoutException(f"Task exceeded maximum timeout value ({_limit:g} seconds)")
 
 
-def set_time_limit(seconds: float) -> None:
-    """Raise rq's `JobTimeoutException` in the main thread after `seconds`; <= 0 takes it back."""
-    global _limit
+def set_time_limit(seconds: float, *, hard: bool = False) -> None:
+    """Limit what follows, until called again with `seconds` <= 0.
+
+    Args:
+        seconds: after which rq's `JobTimeoutException` is raised in the main thread; or
+        hard: the kernel ends this process then, even if it never comes back from C code.
+    """
+    global _limit, _hard
     if seconds > 0:
-        _limit = seconds
+        _limit, _hard = seconds, hard
+        if hard:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)
     elif _limit:
         _limit = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if _hard:
+            own_alarm()

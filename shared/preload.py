@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from multiprocessing import get_context
+from typing import Any
 
 VARIABLE = "FARPOOL_PRELOAD"
 
@@ -23,6 +25,15 @@ def load(names: Iterable[str]) -> None:
     """
     for name in names:
         importlib.import_module(name)
+
+
+def context(modules: Sequence[str] = ()) -> Any:
+    """Return the forkserver context, told to preload farpool and the given modules."""
+    made = get_context("forkserver")
+    if modules:
+        os.environ[VARIABLE] = ",".join(modules)
+    made.set_forkserver_preload(["__main__", "farpool.shared.child"])
+    return made
 
 
 with contextlib.suppress(Exception, SystemExit):

@@ -21,7 +21,10 @@ class Process:
         sent: its unanswered tasks, in order.
         done: tasks that it has answered.
         ready: it has started and may get tasks.
-        progressed: monotonic time when its first unanswered task came to be that.
+        blocked: the task that it runs waits for other tasks.
+        progressed: monotonic time when its first unanswered task came to be that, or when it
+            began to have none.
+        overdue: it was killed because its task has not kept to its hard limit.
     """
 
     process: Any
@@ -31,7 +34,9 @@ class Process:
     last_token: int = 0
     done: int = 0
     ready: bool = False
+    blocked: bool = False
     progressed: float = 0.0
+    overdue: bool = False
     _out: bytearray = field(default_factory=bytearray)
     reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
 
@@ -60,6 +65,13 @@ class Process:
         """Return the unanswered task that the child has begun, if any."""
         cursor = self.marks.cursor
         return next((task for task in self.sent if task.token == cursor), None)
+
+    def timed_out(self) -> bool:
+        """Whether it died, as it now has, of the hard limit of the task that it was running."""
+        task = self.running()
+        if task is None or not task.flags & frames.HARD_LIMIT:
+            return False
+        return self.overdue or self.process.exitcode == -signal.SIGALRM
 
     def take_back(self) -> list[frames.Task]:
         """Void the tasks that the child has not begun, and return them."""

@@ -10,66 +10,32 @@ Children share no lock and no queue, so one that dies holds up nobody.
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
-from typing import Any, NamedTuple
+from typing import Any
 
-from farpool.shared import child, frames, preload
+from farpool.shared import child, frames, nesting, preload
 from farpool.shared.errors import PayloadError
+from farpool.shared.events import Blocked, Broken, Event, Lost, Replied, Returned
 from farpool.shared.process import Process, describe_exit
 
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
+SPARE_SECONDS = 1.0
+"""A child that is one too many is kept idle this long, in case that another is blocked."""
 _READ_BYTES = 1 << 18
 _DYING_SECONDS = 0.05
 _EXIT_SECONDS = 2.0
 
 
-class Replied(NamedTuple):
-    """Child `pid` sent a reply; `task` is the one it is about."""
-
-    pid: int
-    task: frames.Task
-    reply: frames.Reply
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A child died. `running` was being executed, `unstarted` were not begun or not reported."""
-
-    running: frames.Task | None
-    unstarted: list[frames.Task]
-    pid: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Returned:
-    """Tasks that a child will not run after all, because it retires."""
-
-    tasks: list[frames.Task]
-
-
-@dataclass(frozen=True)
-class Broken:
-    """No child can start. `outcome` is an error outcome, `text` the reason."""
-
-    outcome: bytes
-    text: str
-
-
-Event = Replied | Lost | Returned | Broken
-
-
 class ProcessPool:
     """A fixed number of child processes, each replaced when it dies or retires.
+
+    Those of a node whose tasks wait for other tasks are not counted.
 
     Args:
         size: number of children.
@@ -84,7 +50,7 @@ class ProcessPool:
         self.processes: list[Process] = []
         self.broken: Broken | None = None
         self._config = config
-        self._context: Any = context or default_context(config.preload)
+        self._context: Any = context or preload.context(config.preload)
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
         self._leaving: list[Process] = []
@@ -95,8 +61,20 @@ class ProcessPool:
 
     def start(self) -> None:
         """Start the children; they report for work through `poll`."""
-        while len(self.processes) < self.size:
+        while len(self.working()) < self.size:
             self._spawn()
+
+    def working(self) -> list[Process]:
+        """Return the children whose tasks wait for no others; if too many, busy ones first."""
+        # Nothing that the tasks of a local pool may wait for runs in that pool.
+        found = [p for p in self.processes if not p.blocked or self._config.url is None]
+        if len(found) > self.size:
+            found.sort(key=lambda process: (not process.sent, not process.ready))
+        return found
+
+    def open(self) -> list[Process]:
+        """Return the children that may get tasks."""
+        return [process for process in self.working()[: self.size] if process.ready]
 
     def _spawn(self) -> None:
         self._reap()
@@ -165,7 +143,17 @@ class ProcessPool:
             if mask & selectors.EVENT_READ:
                 died = key.fileobj is not process
                 events.extend(self._read(process, died))
+        if len(self.processes) > self.size:
+            self._let_go()
         return events
+
+    def _let_go(self) -> None:
+        """Part with children that have had nothing to do since a blocked one went on."""
+        overdue = time.monotonic() - SPARE_SECONDS
+        for process in self.working()[self.size :]:
+            if process.ready and not process.sent and process.progressed <= overdue:
+                # Its pipe is closed, so it comes to its end.
+                self._forget(process)
 
     def _read(self, process: Process, died: bool) -> Iterator[Event]:
         while True:
@@ -191,6 +179,7 @@ class ProcessPool:
     def _replied(self, process: Process, reply: frames.Reply) -> Iterator[Event]:
         if reply.kind == frames.READY:
             process.ready = True
+            process.progressed = time.monotonic()
             self._failed_starts = 0
         elif reply.kind == frames.BROKEN:
             if self.broken is None:
@@ -200,6 +189,8 @@ class ProcessPool:
             running = next((t for t in process.sent if t.token == reply.token), None)
             if running is not None:
                 yield Replied(process.pid, running, reply)
+        elif reply.kind in (frames.BLOCKED, frames.RESUMED):
+            yield from self._blocked(process, reply.kind == frames.BLOCKED)
         elif reply.kind == frames.RETIRED:
             self._forget(process)
             if process.sent:
@@ -216,6 +207,19 @@ class ProcessPool:
                 process.done += 1
                 yield Replied(process.pid, task, reply)
 
+    def _blocked(self, process: Process, blocked: bool) -> Iterator[Event]:
+        self._set_blocked(process, blocked)
+        if blocked and self._config.url is not None:
+            yield Returned(process.take_back())
+            yield Blocked(process.pid)
+            self.start()
+
+    def _set_blocked(self, process: Process, blocked: bool) -> None:
+        if process.blocked != blocked:
+            process.blocked = blocked
+            # If this pool is one of a task's, that task waits for the same.
+            (nesting.begin if blocked else nesting.end)()
+
     def _lost(self, process: Process) -> Iterator[Event]:
         running = process.running()
         self._forget(process)
@@ -225,7 +229,7 @@ class ProcessPool:
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
         unstarted = [task for task in process.sent if task is not running]
-        yield Lost(running, unstarted, process.pid, reason)
+        yield Lost(running, unstarted, process.pid, reason, process.timed_out())
         if not process.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:
@@ -237,8 +241,9 @@ class ProcessPool:
 
     def _forget(self, process: Process) -> None:
         self.processes.remove(process)
+        self._set_blocked(process, False)
         self._selector.unregister(process)
-        self._selector.unregister(process.process.sentinel)
+        self._selector.modify(process.process.sentinel, selectors.EVENT_READ, self._reap)
         process.sock.close()
         self._leaving.append(process)
 
@@ -246,6 +251,7 @@ class ProcessPool:
         """Let go of those that have ended."""
         for process in list(self._leaving):
             if process.process.exitcode is not None:
+                self._selector.unregister(process.process.sentinel)
                 # Whatever it started and left running ends with it.
                 process.kill()
                 process.process.join()
@@ -254,6 +260,7 @@ class ProcessPool:
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
         for process in self.processes:
+            self._set_blocked(process, False)
             with contextlib.suppress(OSError):
                 process.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + timeout
@@ -269,12 +276,3 @@ class ProcessPool:
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
-
-
-def default_context(modules: Sequence[str] = ()) -> Any:
-    """Return the forkserver context, told to preload farpool and the given modules."""
-    context = get_context("forkserver")
-    if modules:
-        os.environ[preload.VARIABLE] = ",".join(modules)
-    context.set_forkserver_preload(["__main__", "farpool.shared.child"])
-    return context

@@ -86,11 +86,14 @@ class Claims:
     def _task(self, claim: Claim) -> frames.Task:
         label = claim.description.partition(b"(")[0].decode("utf-8", "replace")
         flags = frames.FORWARD_OUTPUT if claim.tag.output else 0
-        timeout = int(claim.timeout) if _WHOLE.fullmatch(claim.timeout) else _DEFAULT_TIMEOUT
+        timeout: float = int(claim.timeout) if _WHOLE.fullmatch(claim.timeout) else _DEFAULT_TIMEOUT
         data = claim.data
         if claim.lifecycle:
             # RQ's code in the child keeps the job's own time limit.
             data, timeout = self._lifecycle("perform", claim.id, claim.execution), -1
+        elif claim.tag.limit > 0:
+            flags |= frames.HARD_LIMIT
+            timeout = claim.tag.limit
         return frames.Task(0, flags, timeout, claim.id, data, claim.execution, label)
 
     def _lifecycle(self, function: str, *args: object) -> bytes:

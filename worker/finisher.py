@@ -12,7 +12,7 @@ from collections import deque
 from farpool.shared import outcome, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker, Completed
 from farpool.shared.call import Call
-from farpool.shared.dispatcher import Crashed, Done, Printed
+from farpool.shared.dispatcher import Crashed, Done, Printed, TimedOut
 from farpool.shared.errors import PayloadError, WorkerLostError
 from farpool.shared.jobs import Claim, Completion
 
@@ -45,16 +45,21 @@ class Finisher:
     def __len__(self) -> int:
         return len(self._completions) + len(self._lines) + len(self._calls)
 
+    @property
+    def collecting(self) -> bool:
+        """Whether there is anything for the next `flush`."""
+        return bool(self._completions or self._lines)
+
     def due_in(self, now: float) -> float:
         """Return the seconds until the next `flush` should come; 0 if now."""
         if len(self._completions) >= BATCH:
             return 0.0
-        if not (self._completions or self._lines):
+        if not self.collecting:
             return BATCH_SECONDS
         return max(0.0, self._oldest + BATCH_SECONDS - now)
 
     def _mark(self) -> None:
-        if not (self._completions or self._lines):
+        if not self.collecting:
             self._oldest = time.monotonic()
 
     def done(self, claim: Claim, done: Done) -> None:
@@ -88,6 +93,12 @@ class Finisher:
             f"the process that ran the task {crash.reason}: host {self._host}, pid {crash.pid}",
             attempts,
         )
+
+    def timed_out(self, claim: Claim, late: TimedOut) -> None:
+        """Fail a job whose process was ended because of its hard limit."""
+        seconds = late.task.timeout
+        body, text = _error(late.error(self._host))
+        self._add(claim, "failed", time.time() - seconds, seconds, body, text)
 
     def failed(self, claim: Claim, error: Exception) -> None:
         """Fail a job for a reason that lies outside of its task."""

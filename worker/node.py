@@ -21,8 +21,9 @@ from farpool.shared import outcome
 from farpool.shared.broker import Broker, NotRegisteredError
 from farpool.shared.child import ChildConfig
 from farpool.shared.connection import connect
-from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
+from farpool.shared.events import Blocked
 from farpool.shared.jobs import Claim
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
@@ -61,6 +62,7 @@ class Node:
                 preload=config.preload,
                 main_by_value=True,
                 url=config.url,
+                nested=True,
             ),
         )
         self._claims = Claims(
@@ -69,6 +71,7 @@ class Node:
         self._finisher = Finisher(self._broker, config.name)
         self._waiter = Waiter(self._broker.client, config.queues, self._dispatcher.pool)
         self._crashes: list[tuple[Claim, Crashed]] = []
+        self._nested = False
         self._queues_empty = False
         self._stop_at: float | None = None
         self._backoff = 0.0
@@ -138,10 +141,16 @@ class Node:
                     if claim is not None:
                         log.warning("a process %s while it ran %s", result.reason, task.label)
                         self._crashes.append((claim, result))
+                case TimedOut(task):
+                    claim = self._claims.drop(task)
+                    if claim is not None:
+                        self._finisher.timed_out(claim, result)
                 case Printed(task):
                     claim = self._claims.of(task)
                     if claim is not None:
                         self._finisher.printed(claim.tag.session, result)
+                case Blocked():
+                    self._nested = True
                 case _:
                     reason = result.text.strip().rpartition("\n")[2]
                     log.debug("%s", result.text)
@@ -185,6 +194,8 @@ class Node:
                 self._backoff = 0.0
                 log.warning("the server answers again")
             self._record(now)
+            if self._nested:
+                self._let_nested_first()
             self._claim(now)
             if self._stop_at is not None:
                 self._hand_back()
@@ -203,11 +214,12 @@ class Node:
                     self._finisher.crashed(claim, crash, self.config.max_attempts)
             self._crashes.clear()
             self._queues_empty = False
-        # While children work, the answers are left for the next turn and the server works too.
+        # While results keep coming, the answers are left for the next turn and the server works
+        # too; but not for longer, because a call may have to be sent again.
         if not self._dispatcher.sent:
             parents = self._finisher.finish()
         else:
-            parents = self._finisher.settle(left=1)
+            parents = self._finisher.settle(left=1 if self._finisher.collecting else 0)
             if self._finisher.due_in(now) <= 0.0:
                 self._finisher.flush()
         self._dispatcher.add(
@@ -267,6 +279,13 @@ class Node:
         self._claims.give_back(unwanted)
         for task in unwanted:
             self._dispatcher.kill(task)
+
+    def _let_nested_first(self) -> None:
+        """Make way for what a task waits for, which is at the head of its queue."""
+        while self._claims.requested:
+            self._receive()
+        self._hand_back()
+        self._nested = False
 
     def _hand_back(self) -> None:
         tasks = self._dispatcher.take_back()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -12,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farpool import FarpoolError, NoResultError, Pool, WorkerLostError
-from farpool.producer.options import Options, TaskOptions
+from farpool import FarpoolError, NoResultError, Pool, TimeoutError, WorkerLostError
+from farpool.producer.options import Options
 from farpool.shared.broker import MAX_ATTEMPTS
 from tests.support import tasks
 from tests.support.waiting import wait_for
 
-NOW: TaskOptions = {"retries": 3, "backoff": 0.01}
-LATER: TaskOptions = {"retries": 3, "backoff": 600}
+NOW: Any = {"retries": 3, "backoff": 0.01}
+LATER: Any = {"retries": 3, "backoff": 600}
 
 
 @pytest.fixture
@@ -126,6 +128,43 @@ def test_at_most_once_means_that_nothing_of_a_chunk_runs_again(pool: Pool, tmp_p
     with pytest.raises(WorkerLostError, match="after 1 attempt"):
         pool.map(function, [1, -2, 3], 3, max_attempts=1)
     assert path.read_text().split() == ["1", "-2"]
+
+
+def test_a_task_that_takes_too_long_is_ended(pool: Pool, tmp_path: Path) -> None:
+    markers = [str(tmp_path / name) for name in ("late", "in time", "")]
+    Path(f"{markers[1]}.go").touch()
+    markers[2] = ""
+    results = pool.imap(tasks.block_if_marked, markers, 3, timeout=1)
+    with pytest.raises(TimeoutError, match=r"longer than its timeout of 1 s.*pid \d+"):
+        next(results)
+    assert list(results) == ["done", ""]
+    late = int(Path(markers[0]).read_text())
+    wait_for(lambda: not alive(late))
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_timeout_counts_from_the_start_of_each_task(where: str | None) -> None:
+    with Pool(1, url=where) as pool:
+        assert pool.map(time.sleep, [0.3] * 5, 5, timeout=1) == [None] * 5
+
+
+def test_a_timeout_can_be_retried(pool: Pool, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    with pytest.raises(TimeoutError):
+        pool.apply(tasks.block, (str(marker),), timeout=0.5, retry_on=TimeoutError)
+    result = pool.apply_async(tasks.block, (str(marker),), timeout=0.5, **LATER)
+    wait_for(lambda: pool._calls._outstanding._resender._waiting)
+    result.cancel()
+    Path(f"{marker}.go").touch()
+    assert pool.apply(tasks.block, (str(marker),), timeout=20, **NOW) == "done"
 
 
 @pytest.mark.parametrize(

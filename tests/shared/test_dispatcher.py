@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from rq.timeouts import JobTimeoutException
 
-from farpool.shared import frames, outcome, payload, preload
+from farpool.shared import frames, nesting, outcome, payload, preload
 from farpool.shared.child import ChildConfig
-from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, Result
+from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, Result, TimedOut
+from farpool.shared.events import Blocked, Broken
 from farpool.shared.frames import Task
 from farpool.shared.functions import name_of
-from farpool.shared.processes import Broken
 from tests.support import tasks
 from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
@@ -205,6 +205,57 @@ def test_a_task_past_its_time_limit_fails_and_its_child_goes_on(
     assert set(values([after]).values()) == before
 
 
+def test_a_hard_limit_ends_the_process_even_in_c_code(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(1, short=True)
+    marker, log = tmp_path / "marker", tmp_path / "log"
+    ahead, behind = appends(log, 20), appends(log, 40)[20:]
+    late = task(
+        tasks.search_for_ever, str(marker), key="late", flags=frames.HARD_LIMIT, timeout=0.2
+    )
+    dispatcher.add([*ahead, late, *behind])
+    results = finish(dispatcher)
+    [timed_out] = [result for result in results if isinstance(result, TimedOut)]
+    assert (timed_out.task, timed_out.pid) == (late, int(marker.read_text()))
+    assert str(timed_out.error("here")) == (
+        "the task ran longer than its timeout of 0.2 s, and its process was ended: "
+        f"host here, pid {timed_out.pid}"
+    )
+    assert timed_out.pid not in pids(dispatcher)
+    # The others run once each, before it or on the next child.
+    assert len(results) == 41
+    assert lines(log) == [str(n) for n in range(40)]
+
+
+def test_a_hard_limit_is_that_of_its_task_alone(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(1, short=True)
+    before = pids(dispatcher)
+    limited = [task(tasks.pid, key=str(n), flags=frames.HARD_LIMIT, timeout=0.3) for n in range(10)]
+    soft, marker = tmp_path / "soft", tmp_path / "marker"
+    dispatcher.add([*limited, task(tasks.block, str(soft), key="soft", timeout=0.5)])
+    # Longer than the hard limits, which are over by then.
+    results = finish(dispatcher)
+    assert isinstance(results[-1], Done)
+    assert type(outcome.error(results[-1].reply.body)) is JobTimeoutException
+    assert set(values(results[:-1]).values()) == {run_blocking(dispatcher, marker)} == before
+    unblock(marker)
+    finish(dispatcher)
+
+
+def test_a_task_that_is_deaf_to_its_hard_limit_is_killed(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farpool.shared.dispatcher.HARD_OVERTIME_SECONDS", 0.1)
+    dispatcher = start(1)
+    marker = tmp_path / "marker"
+    dispatcher.add([task(tasks.block_alarms, str(marker), flags=frames.HARD_LIMIT, timeout=0.1)])
+    results = dispatcher.step(None)
+    while not results:
+        results = dispatcher.step(None)
+    [timed_out] = results
+    assert isinstance(timed_out, TimedOut)
+    assert timed_out.pid == int(marker.read_text())
+
+
 def test_an_idle_child_that_is_killed_is_replaced_and_nobody_is_told(start: Start) -> None:
     dispatcher = start(1)
     [pid] = pids(dispatcher)
@@ -291,6 +342,52 @@ def test_what_idle_children_can_do_at_once_is_no_surplus(start: Start, tmp_path:
     dispatcher.add(appends(tmp_path / "log", 100))
     assert dispatcher.surplus() == []
     assert len(values(finish(dispatcher))) == 100
+
+
+def wait_inside(marker: str) -> int:
+    """Do as `block`, as a task that waits for others; then be busy with that of `marker` + 2."""
+    with nesting.waiting():
+        tasks.block(marker)
+    tasks.block(f"{marker}2")
+    return os.getpid()
+
+
+def test_a_spare_process_works_in_place_of_one_whose_task_waits(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farpool.shared.processes.SPARE_SECONDS", 0.2)
+    dispatcher = start(1, short=True, nested=True, url="")
+    [waiting] = pids(dispatcher)
+    marker, log = tmp_path / "marker", tmp_path / "log"
+    again = Path(f"{marker}2")
+    dispatcher.add([task(wait_inside, str(marker), key="waits"), *appends(log, 10)])
+    results = step_until(dispatcher, lambda results: len(results) == 11)
+    # What stood behind it in its pipe has moved on, and it is not done.
+    assert [result for result in results if isinstance(result, Blocked)] == [Blocked(waiting)]
+    assert lines(log) == [str(n) for n in range(10)]
+    assert [running.key for running, _ in dispatcher.running()] == ["waits"]
+    [spare] = pids(dispatcher) - {waiting}
+    # Once it goes on, there is one process too many, and that gets no tasks any more.
+    unblock(marker)
+    step_until(dispatcher, lambda _: again.exists())
+    step_until(dispatcher, lambda _: pids(dispatcher) == {waiting})
+    wait_for(lambda: not is_alive(spare))
+    dispatcher.add([task(tasks.pid, key="after")])
+    unblock(again)
+    assert values(finish(dispatcher)) == {"waits": waiting, "after": waiting}
+
+
+def test_a_process_that_dies_while_its_task_waits_is_replaced_by_the_spare(
+    start: Start, tmp_path: Path
+) -> None:
+    dispatcher = start(1, nested=True, url="")
+    marker = tmp_path / "marker"
+    dispatcher.add([task(wait_inside, str(marker), key="waits"), task(tasks.pid, key="behind")])
+    step_until(dispatcher, lambda results: len(results) == 2)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    [crash] = finish(dispatcher)
+    assert isinstance(crash, Crashed)
+    assert (crash.task.key, len(pids(dispatcher))) == ("waits", 1)
 
 
 def test_large_payloads_both_ways_at_once(start: Start) -> None:

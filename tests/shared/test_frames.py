@@ -25,7 +25,7 @@ tasks = st.builds(
 )
 replies = st.builds(
     Reply,
-    kind=st.sampled_from(range(frames.OK, frames.RETIRED + 1)),
+    kind=st.sampled_from(frames.KINDS),
     token=tokens,
     started=seconds,
     seconds=seconds,
@@ -95,7 +95,7 @@ def test_a_task_whose_id_is_no_text_is_refused() -> None:
         list(TaskReader().feed(stream))
 
 
-@pytest.mark.parametrize("kind", [0, frames.RETIRED + 1, 255])
+@pytest.mark.parametrize("kind", [0, frames.KINDS.stop, 255])
 def test_a_reply_of_no_known_kind_is_refused(kind: int) -> None:
     stream = frames.encode_reply(Reply(kind, 1, 0.0, 0.0, b"", b""))
     with pytest.raises(PayloadError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rq import get_current_job
+
+from farpool import Pool, Queue
 
 
 def square(n: int) -> int:
@@ -69,6 +72,18 @@ def block(marker: str, seconds: float = 60) -> str:
     while not Path(f"{marker}.go").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return "done"
+
+
+def search_for_ever(marker: str) -> None:
+    """Write to `marker`, then stay in C code without letting the GIL go."""
+    Path(marker).write_text(str(os.getpid()))
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def block_alarms(marker: str) -> str:
+    """Do as `block`, deaf to SIGALRM."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    return block(marker)
 
 
 def append(path: str, text: str) -> str:
@@ -180,3 +195,39 @@ class Heavy:
     def __call__(self, n: int) -> int:
         """Return the square."""
         return n * n
+
+
+def map_squares(url: str, levels: int = 1, count: int = 3) -> int:
+    """Sum squares on a pool of its own, made by tasks that do the same `levels` deep."""
+    with Pool(url=url) as pool:
+        if levels == 1:
+            return sum(pool.map(square, range(count)))
+        return sum(pool.starmap(map_squares, [(url, levels - 1, count)] * count))
+
+
+def map_squares_locally(url: str) -> int:
+    """Do as `map_squares` in a local process of this one."""
+    with Pool(1) as pool:
+        return int(pool.apply(map_squares, (url,)))
+
+
+def enqueue_squares(url: str) -> list[int]:
+    """Wait for a job and for a group of jobs."""
+    queue = Queue(url=url)
+    return [queue.enqueue(square, 3).get(20), *queue.enqueue_map(square, range(3)).get(20)]
+
+
+def block_inside(url: str, outer: str, inner: str) -> str:
+    """Write the own process id to `outer`, then do as `block` in a task of its own."""
+    Path(outer).write_text(str(os.getpid()))
+    with Pool(url=url) as pool:
+        return str(pool.apply(block, (inner,)))
+
+
+def die_inside(url: str, inner: str) -> None:
+    """Kill the own process while a task of its own does as `block`."""
+    pool = Pool(url=url)
+    pool.apply_async(block, (inner,))
+    while not Path(inner).exists():
+        time.sleep(0.01)
+    die()

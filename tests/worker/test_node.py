@@ -12,9 +12,14 @@ import pytest
 from redis import Redis
 from rq.suspension import resume, suspend
 
-from farpool import Queue, WorkerLostError
+import farpool
+from farpool import Job, Queue, WorkerLostError
 from farpool.producer.inspect import overview
+from farpool.shared import payload
+from farpool.shared.broker import Broker
 from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.functions import name_of
+from farpool.shared.jobs import NewJob, Tag
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
@@ -74,6 +79,45 @@ def test_what_cannot_start(node: NodeProcess, url: str) -> None:
     taken = run_worker(url, "--name", node.name)
     assert taken.returncode == 1
     assert f"a worker named {node.name!r} is running" in taken.stderr
+
+
+def test_a_hard_limit_ends_a_process_and_nothing_else(
+    start_node: Start, url: str, client: Redis, tmp_path: Path
+) -> None:
+    start_node(processes=1)
+    broker = Broker(client)
+    marker = tmp_path / "marker"
+    data = payload.dumps((name_of(tasks.search_for_ever), None, (str(marker),), {}))
+    tag = Tag("5e55", limit=0.5)
+    broker.enqueue("default", [NewJob("late", data, "late()")], tag, timeout=180)
+    others = Queue(connection=client).enqueue_map(tasks.pid, range(20))
+    with pytest.raises(farpool.TimeoutError) as caught:
+        Job.fetch("late", connection=client).get(20)
+    pid = int(marker.read_text())
+    assert str(caught.value) == (
+        "the task ran longer than its timeout of 0.5 s, and its process was ended: "
+        f"host {os.uname().nodename}, pid {pid}"
+    )
+    assert len(set(others.get(20)) - {pid}) == 1
+    job = Job.fetch("late", connection=client)
+    assert job.is_failed
+    assert job.ended_at is not None
+    assert job.started_at is not None
+    assert 0.4 < (job.ended_at - job.started_at).total_seconds() < 0.6
+
+
+def test_an_outcome_is_there_while_a_long_task_runs_on(
+    node: NodeProcess, url: str, client: Redis, tmp_path: Path
+) -> None:
+    queue = Queue(url=url)
+    marker = tmp_path / "marker"
+    running = queue.enqueue(tasks.block, str(marker))
+    wait_for(marker.exists)
+    # The first call of each script fails then, and is only sent again when its answer is read.
+    client.script_flush()
+    assert queue.enqueue(tasks.square, 3).get(10) == 9
+    Path(f"{marker}.go").touch()
+    assert running.get(10) == "done"
 
 
 def test_a_suspended_worker_claims_nothing(node: NodeProcess, url: str, client: Redis) -> None:
