@@ -241,5 +241,5 @@ def read(data: bytes) -> Results:
     """
     if outcome.is_error(data):
         raise outcome.error(data)
-    values, failures, seconds = payload.loads(data[1:])
+    values, failures, seconds = payload.loads(memoryview(data)[1:])
     return values, failures, seconds

@@ -185,10 +185,10 @@ class Child:
         body: bytes = b"",
         text: bytes = b"",
     ) -> None:
-        data = frames.encode_reply(frames.Reply(kind, token, started, seconds, body, text))
+        parts = frames.encode_reply(frames.Reply(kind, token, started, seconds, body, text))
         # Threads of a task print and wait too.
         with nesting.lock:
-            self._replies.append(data)
+            self._replies += parts
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flush()
 
@@ -199,7 +199,8 @@ class Child:
             replies, self._replies = self._replies, []
             if replies:
                 try:
-                    self._sock.sendall(b"".join(replies))
+                    for part in frames.joined(replies):
+                        self._sock.sendall(part)
                 except ConnectionError:
                     # The parent is gone and nobody is left to tell.
                     os._exit(1)

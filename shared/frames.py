@@ -7,7 +7,7 @@ fixed little-endian headers and raw payload bytes, so that the parent never unpi
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ _TASK = struct.Struct("<QBdHQ")
 _REPLY = struct.Struct("<BQddQQ")
 MAX_BYTES = 1 << 40
 """No payload is this large; a header that says so is garbage."""
+
+LARGE_BYTES = 1 << 16
+"""Above this a copy costs more than a call of the system."""
 
 # What a reply says of its task.
 OK = 1
@@ -77,19 +80,41 @@ class Reply(NamedTuple):
     text: bytes
 
 
-def encode_task(task: Task) -> bytes:
-    """Frame one task."""
+def encode_task(task: Task) -> tuple[bytes, ...]:
+    """Frame one task; returns the parts of the frame."""
     name = task.job_id.encode()
     head = _TASK.pack(task.token, task.flags, task.timeout, len(name), len(task.data))
-    return b"".join((head, name, task.data))
+    return head, name, task.data
 
 
-def encode_reply(reply: Reply) -> bytes:
-    """Frame one reply."""
+def encode_reply(reply: Reply) -> tuple[bytes, ...]:
+    """Frame one reply; returns the parts of the frame."""
     head = _REPLY.pack(
         reply.kind, reply.token, reply.started, reply.seconds, len(reply.body), len(reply.text)
     )
-    return b"".join((head, reply.body, reply.text))
+    return head, reply.body, reply.text
+
+
+def joined(parts: Iterable[bytes]) -> list[bytes]:
+    """Join what is small, so that it is sent at once; what is large is not copied for that."""
+    whole: list[bytes] = []
+    small: list[bytes] = []
+    for part in parts:
+        if len(part) < LARGE_BYTES:
+            small.append(part)
+        else:
+            whole += (b"".join(small), part)
+            small = []
+    whole.append(b"".join(small))
+    return [part for part in whole if part]
+
+
+def _cut(buffer: bytearray, start: int, end: int) -> bytes:
+    if end - start < LARGE_BYTES:
+        return bytes(buffer[start:end])
+    # Without a view, the slice would be a copy of its own.
+    with memoryview(buffer) as view:
+        return bytes(view[start:end])
 
 
 class TaskReader:
@@ -121,7 +146,7 @@ class TaskReader:
                 except UnicodeDecodeError as error:
                     raise PayloadError(f"a task frame has an impossible id: {error}") from None
                 at = end
-                yield Task(token, flags, timeout, job_id, bytes(buffer[start + name : end]))
+                yield Task(token, flags, timeout, job_id, _cut(buffer, start + name, end))
         finally:
             del buffer[:at]
 
@@ -153,8 +178,8 @@ class ReplyReader:
                 break
             replies.append(
                 Reply(
-                    kind, token, started, seconds, bytes(buffer[start:middle]),
-                    bytes(buffer[middle:end]),
+                    kind, token, started, seconds, _cut(buffer, start, middle),
+                    _cut(buffer, middle, end),
                 )
             )  # fmt: skip
             at = end

@@ -77,7 +77,7 @@ def result(data: bytes) -> Any:
         PayloadError: the bytes are not an outcome.
     """
     if data[:1] == RESULT:
-        return payload.loads(data[1:])
+        return payload.loads(memoryview(data)[1:])
     raise error(data)
 
 

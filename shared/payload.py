@@ -160,7 +160,7 @@ def check_size(what: str, size: int, most: int) -> None:
         )
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes | memoryview) -> Any:
     """Unpickle what `dumps` or RQ wrote. Never called in a node's parent process.
 
     Raises:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,7 @@ class Process:
     blocked: bool = False
     progressed: float = 0.0
     overdue: bool = False
-    _out: bytearray = field(default_factory=bytearray)
+    _out: deque[memoryview] = field(default_factory=deque)
     reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
 
     @property
@@ -54,12 +55,15 @@ class Process:
         """Whether bytes wait for room in the pipe."""
         return bool(self._out)
 
-    def write(self, data: bytes = b"") -> None:
-        """Send `data` after what waits already, as far as the pipe takes it."""
-        self._out += data
+    def write(self, parts: Iterable[bytes] = ()) -> None:
+        """Send bytes after what waits already, as far as the pipe takes them."""
+        self._out.extend(map(memoryview, parts))
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while self._out:
-                del self._out[: self.sock.send(self._out)]
+                sent = self.sock.send(self._out[0])
+                left = self._out.popleft()[sent:]
+                if left:
+                    self._out.appendleft(left)
 
     def running(self) -> frames.Task | None:
         """Return the unanswered task that the child has begun, if any."""

@@ -111,15 +111,15 @@ class ProcessPool:
 
     def send(self, process: Process, tasks: Sequence[frames.Task]) -> None:
         """Queue tasks in a child's pipe; gives them their tokens."""
-        parts = []
+        parts: list[bytes] = []
         if not process.sent:
             process.progressed = time.monotonic()
         for task in tasks:
             process.last_token += 1
             task.token = process.last_token
             process.sent.append(task)
-            parts.append(frames.encode_task(task))
-        process.write(b"".join(parts))
+            parts += frames.encode_task(task)
+        process.write(frames.joined(parts))
         self._watch_writes(process)
 
     def _watch_writes(self, process: Process) -> None:

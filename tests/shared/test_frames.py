@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,7 @@ def on_the_wire(task: Task) -> tuple[object, ...]:
 @given(st.lists(tasks, max_size=8), cuts)
 def test_tasks_survive_any_cut_of_the_stream(sent: list[Task], cuts: list[int]) -> None:
     reader = TaskReader()
-    stream = b"".join(map(frames.encode_task, sent))
+    stream = b"".join(itertools.chain(*map(frames.encode_task, sent)))
     read = [task for piece in pieces(stream, cuts) for task in reader.feed(piece)]
     assert list(map(on_the_wire, read)) == list(map(on_the_wire, sent))
 
@@ -56,13 +57,37 @@ def test_tasks_survive_any_cut_of_the_stream(sent: list[Task], cuts: list[int]) 
 @given(st.lists(replies, max_size=8), cuts)
 def test_replies_survive_any_cut_of_the_stream(sent: list[Reply], cuts: list[int]) -> None:
     reader = ReplyReader()
-    stream = b"".join(map(frames.encode_reply, sent))
+    stream = b"".join(itertools.chain(*map(frames.encode_reply, sent)))
     assert [reply for piece in pieces(stream, cuts) for reply in reader.feed(piece)] == sent
+
+
+@given(st.lists(st.integers(0, 3)))
+def test_large_parts_are_not_copied_to_be_joined(kinds: list[int]) -> None:
+    large = bytes(frames.LARGE_BYTES)
+    parts = [large if kind == 3 else b"x" * kind for kind in kinds]
+    joined = frames.joined(parts)
+    assert b"".join(joined) == b"".join(parts)
+    assert sum(part is large for part in joined) == kinds.count(3)
+    assert all(joined)
+    assert len(joined) <= 2 * kinds.count(3) + 1
+
+
+@pytest.mark.parametrize("size", [frames.LARGE_BYTES - 1, frames.LARGE_BYTES, 3_000_000])
+def test_payloads_of_any_size_come_whole(size: int) -> None:
+    body = random.Random(size).randbytes(size)
+    reply = Reply(frames.FAILED, 1, 0.0, 0.0, body, body[1:])
+    stream = b"".join(frames.encode_reply(reply)) * 2
+    half = len(stream) // 3
+    reader = ReplyReader()
+    assert reader.feed(stream[:half]) + reader.feed(stream[half:]) == [reply, reply]
+    task = Task(1, 0, 0.0, "id", body)
+    (read,) = TaskReader().feed(b"".join(frames.encode_task(task)))
+    assert on_the_wire(read) == on_the_wire(task)
 
 
 @given(tasks, st.data())
 def test_a_part_of_a_task_waits_for_the_rest(task: Task, data: st.DataObject) -> None:
-    stream = frames.encode_task(task)
+    stream = b"".join(frames.encode_task(task))
     cut = data.draw(st.integers(0, len(stream) - 1))
     reader = TaskReader()
     assert list(reader.feed(stream[:cut])) == []
@@ -71,7 +96,7 @@ def test_a_part_of_a_task_waits_for_the_rest(task: Task, data: st.DataObject) ->
 
 @given(replies, st.data())
 def test_a_part_of_a_reply_waits_for_the_rest(reply: Reply, data: st.DataObject) -> None:
-    stream = frames.encode_reply(reply)
+    stream = b"".join(frames.encode_reply(reply))
     cut = data.draw(st.integers(0, len(stream) - 1))
     reader = ReplyReader()
     assert reader.feed(stream[:cut]) == []
@@ -90,24 +115,24 @@ def test_garbage_is_refused_or_waits_for_more(garbage: bytes, cuts: list[int]) -
 
 
 def test_a_task_whose_id_is_no_text_is_refused() -> None:
-    stream = frames.encode_task(Task(1, 0, 0.0, "ab", b"")).replace(b"ab", b"\xff\xfe")
+    stream = b"".join(frames.encode_task(Task(1, 0, 0.0, "ab", b""))).replace(b"ab", b"\xff\xfe")
     with pytest.raises(PayloadError):
         list(TaskReader().feed(stream))
 
 
 @pytest.mark.parametrize("kind", [0, frames.KINDS.stop, 255])
 def test_a_reply_of_no_known_kind_is_refused(kind: int) -> None:
-    stream = frames.encode_reply(Reply(kind, 1, 0.0, 0.0, b"", b""))
+    stream = b"".join(frames.encode_reply(Reply(kind, 1, 0.0, 0.0, b"", b"")))
     with pytest.raises(PayloadError):
         ReplyReader().feed(stream)
 
 
 def test_sizes_that_no_payload_has_are_refused_at_once() -> None:
-    reply = bytearray(frames.encode_reply(Reply(frames.OK, 1, math.nan, 0.0, b"", b"")))
+    reply = bytearray(b"".join(frames.encode_reply(Reply(frames.OK, 1, math.nan, 0.0, b"", b""))))
     reply[-8:] = (frames.MAX_BYTES + 1).to_bytes(8, "little")
     with pytest.raises(PayloadError):
         ReplyReader().feed(bytes(reply))
-    task = bytearray(frames.encode_task(Task(1, 0, 0.0, "", b"")))
+    task = bytearray(b"".join(frames.encode_task(Task(1, 0, 0.0, "", b""))))
     task[-8:] = (frames.MAX_BYTES + 1).to_bytes(8, "little")
     with pytest.raises(PayloadError):
         list(TaskReader().feed(bytes(task)))
