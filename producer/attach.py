@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,6 @@ class DetachedResult(MapResult):
         self._collector: Collector | None = None
         super().__init__(record.total, Window(1), FixedSize(1), callback, error_callback, progress)
         self.sent = record.total
-        self._drop = self._delete
         if callback or error_callback or progress:
             self._collect()
 
@@ -62,7 +62,7 @@ class DetachedResult(MapResult):
         with self._lock_of_start:
             if self._collector is not None or self._settled:
                 return
-            broker = Broker(connect(self._url))
+            broker = Broker(connect(self._url, check=False))
             session = Session(broker, session_id=self.id)
             session.expect(self._record.queue, self._record.chunks(self.id))
             self._collector = Collector(session, ended=partial(self._ended, broker))
@@ -88,6 +88,18 @@ class DetachedResult(MapResult):
         with contextlib.suppress(RedisError, OSError):
             broker.renew_session(self.id, RESULT_SECONDS)
         broker.client.close()
+
+    def cancel(self) -> bool:
+        """Drop the call, for everybody; see `AsyncResult.cancel`.
+
+        Raises:
+            ServerUnavailableError, RedisError: the server is away; nothing is canceled then.
+        """
+        if self.ready():
+            return False
+        self._delete()
+        self._fail(CancelledError())
+        return True
 
     def _delete(self) -> None:
         broker = Broker(connect(self._url))

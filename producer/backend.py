@@ -22,6 +22,7 @@ class Submission(NamedTuple):
         limit: seconds after which its process is ended; 0 for no limit.
         attempts: executions that may cost a process before it fails.
         lost: processes that it has cost before.
+        once: it must not run twice, not even if it is only likely not to have begun.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Submission(NamedTuple):
     limit: float
     attempts: int
     lost: int
+    once: bool
 
 
 class Backend(Protocol):
@@ -61,10 +63,14 @@ class Backend(Protocol):
             RedisError: the server is away, or does not take them.
         """
 
-    def store(self, data: bytes) -> Stored:
+    def store(self, name: str, data: bytes) -> Stored:
         """Keep what chunks refer to, where the processes that run them can read it.
 
+        Args:
+            name: one that `new_id` gave for this; with the same, it may be done again.
+
         Raises:
+            FarpoolError: there is no place for it on this machine.
             RedisError: the server is away, or does not take it.
         """
 

@@ -58,7 +58,7 @@ class Calls:
         result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
         result._drop = partial(self._cancel, result)
         items = Items([(tuple(args), dict(kwds))])
-        self._send(result, func, "call", items, options, at_once=True)
+        self._send(result, func, "call", items, options, at_once=True, store=False)
         return result
 
     def map(
@@ -139,6 +139,7 @@ class Calls:
         *,
         by_item: bool = False,
         room: int = 0,
+        store: bool = True,
     ) -> None:
         where = self._backend
         try:
@@ -149,10 +150,11 @@ class Calls:
             return
         name = getattr(func, "__qualname__", None) or type(func).__name__
         sender = Sender(
-            where, self._outstanding, chunk, name, sink, options, by_item=by_item, room=room
-        )
+            where, self._outstanding, chunk, name, sink, options,
+            by_item=by_item, room=room, store=store,
+        )  # fmt: skip
         feeder = Feeder(where, self._outstanding, sender, items)
-        if at_once:
+        if at_once and not sender.stores:
             feeder.run()
         else:
             feeder.start()

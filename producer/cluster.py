@@ -18,7 +18,7 @@ from farpool.producer.lease import Lease
 from farpool.producer.sender import INLINE_BYTES
 from farpool.producer.session import Session
 from farpool.shared import keys, nesting, payload
-from farpool.shared.broker import MAX_PAYLOAD, Broker
+from farpool.shared.broker import MAX_PAYLOAD, Broker, LeaseEndedError
 from farpool.shared.chunks import Setup
 from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
@@ -75,15 +75,17 @@ class ClusterBackend:
             call = payload.dumps((initializer, tuple(initargs)), namespace=self.namespace)
             self.initialize = self._session.id, call
             large = len(call) > INLINE_BYTES
-            self.setup = self._session.id, self._lease.store(call) if large else call
+            kept = self._lease.store(self.new_id(), call) if large else call
+            self.setup = self._session.id, kept
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
         self._tag = Tag(
             self._session.id, announce=True, chunk=True, output=forward_output, leased=True
         )
-        self._collector = Collector(self._session, self._lease)
+        self._collector = Collector(self._session)
 
     def start(self, resolve: Resolve, broken: Break) -> None:
         """See `Backend.start`."""
+        self._lease.start()
         self._collector.start(resolve, broken)
 
     def new_id(self) -> str:
@@ -102,9 +104,9 @@ class ClusterBackend:
         except (RedisError, OSError) as error:
             log.warning("could not cancel %d chunks: %s", len(chunks), error)
 
-    def store(self, data: bytes) -> Stored:
+    def store(self, name: str, data: bytes) -> Stored:
         """See `Backend.store`."""
-        return self._lease.store(data)
+        return self._lease.store(name, data)
 
     def unstore(self, stored: Stored) -> None:
         """See `Backend.unstore`."""
@@ -113,15 +115,22 @@ class ClusterBackend:
 
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
-        self._lease.renew()
-        for (limit, attempts, lost), part in itertools.groupby(chunks, lambda c: c[3:]):
+        try:
+            self._enqueue(chunks)
+        except LeaseEndedError:
+            self._lease.renew()
+            self._enqueue(chunks)
+        finally:
+            self._collector.wake()
+
+    def _enqueue(self, chunks: Sequence[Submission]) -> None:
+        for (limit, attempts, lost, once), part in itertools.groupby(chunks, lambda c: c[3:]):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
-            tag = replace(self._tag, limit=limit, attempts=attempts)
+            tag = replace(self._tag, limit=limit, attempts=attempts, once=once)
             # What a task waits for comes before more tasks that would wait like it.
             self._session.enqueue(
                 self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost, at_front=nesting.active()
             )
-        self._collector.wake()
 
     def stop(self, unfinished: Iterable[str]) -> None:
         """See `Backend.stop`."""
@@ -132,6 +141,7 @@ class ClusterBackend:
         except (RedisError, OSError) as error:
             log.warning("could not cancel what is unfinished: %s", error)
         self._collector.join()
+        self._lease.stop()
         try:
             self._broker.forget_session(self._session.id)
         except (RedisError, OSError) as error:
@@ -141,5 +151,7 @@ class ClusterBackend:
 
 def show_output(host: str, pid: int, text: str) -> None:
     """Print what a task printed, each line with where it ran."""
-    sys.stdout.write("".join(f"[{host} {pid}] {line}\n" for line in text.splitlines()))
+    lines = "".join(f"[{host} {pid}] {line}\n" for line in text.splitlines())
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(lines.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

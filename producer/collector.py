@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
-from redis.exceptions import RedisError
-
 from farpool.producer.backend import Break, Resolve
-from farpool.producer.lease import Lease
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session
+
+log = logging.getLogger("farpool.pool")
 
 _JOIN_SECONDS = 5.0
 
@@ -20,18 +20,15 @@ class Collector:
 
     Args:
         session: whose outcomes to take.
-        lease: renewed while something is expected.
         ended: called from the thread at its end.
     """
 
     def __init__(
         self,
         session: Session,
-        lease: Lease | None = None,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._session = session
-        self._lease = lease
         self._ended = ended
         self._working = threading.Event()
         self._stopped = threading.Event()
@@ -65,18 +62,16 @@ class Collector:
             found: list[tuple[str, bytes]] = []
             try:
                 with outage.ridden_out():
-                    found = self._session.wait(self._patience())
-            except RedisError as error:
+                    found = self._session.wait(BLOCK_SECONDS)
+            except Exception as error:
                 self._broken(error)
                 return
             for job_id, data in found:
-                self._resolve(job_id, data)
-
-    def _patience(self) -> float:
-        if self._lease is None:
-            return BLOCK_SECONDS
-        self._lease.renew()
-        return min(BLOCK_SECONDS, self._lease.renewal_seconds)
+                try:
+                    self._resolve(job_id, data)
+                except Exception:
+                    # The thread serves other calls too.
+                    log.exception("could not take the outcome of %s", job_id)
 
     def stop(self) -> None:
         """Take nothing any more; a call that waits in the server has to be woken there."""

@@ -81,14 +81,18 @@ def start(
     )
     broker = Broker(connect(backend.url))
     try:
-        return _send(broker, backend.initialize, func, kind, items, record, options), record
+        call_id = _send(
+            broker, backend.initialize, backend.namespace, func, kind, items, record, options
+        )
     finally:
         broker.client.close()
+    return call_id, record
 
 
 def _send(
     broker: Broker,
     initialize: tuple[str, bytes] | None,
+    namespace: str,
     func: Callable[..., Any],
     kind: Kind,
     items: Sequence[Any],
@@ -106,13 +110,14 @@ def _send(
         return InSession(session.id, what)
 
     setup = None if initialize is None else (initialize[0], kept("initializer", initialize[1]))
-    chunk = Chunk(func, kind, setup, main_by_value=True, namespace=session.id)
+    # The function sees what the pool's initializer has set.
+    chunk = Chunk(func, kind, setup, main_by_value=True, namespace=namespace)
     if isinstance(chunk.function, bytes):
         chunk.function = kept("function", chunk.function)
     broker.store(session.id, fields, _RECORD_SECONDS)
     tag = Tag(
         session.id, announce=True, chunk=True, attempts=options.max_attempts,
-        limit=options.timeout or 0.0,
+        limit=options.timeout or 0.0, once=options.max_attempts == 1,
     )  # fmt: skip
     name = getattr(func, "__qualname__", None) or type(func).__name__
     for batch in _batches(chunk, name, items, record, session.id):

@@ -95,7 +95,7 @@ class Feeder:
                     window.take(len(items))
                 start = self._sink.sent
                 self._sink.sent += len(items)
-                for submission in self.sender.encode(start, items):
+                for submission in self.sender.send(start, items):
                     batch.append(submission)
                     taken += len(submission.data)
         if batch:
@@ -114,7 +114,7 @@ class Feeder:
             if not is_away(error):
                 raise
             # The caller is not held up, who may be an event loop.
-            self._outstanding.send_again(time.monotonic(), batch)
+            self._outstanding.send_later(chunk.id for chunk in batch)
 
     def _until_sent(self, send: Callable[[], None]) -> None:
         sent = False

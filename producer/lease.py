@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-import time
 
 from redis.exceptions import RedisError
 
@@ -15,10 +13,13 @@ from farpool.shared.stored import InSession
 log = logging.getLogger("farpool.pool")
 
 _RENEWALS = 3
+_JOIN_SECONDS = 5.0
 
 
 class Lease:
     """Nodes drop what a pool has not begun once its lease has ended.
+
+    A thread of its own renews it, whatever else keeps the pool's other threads busy.
 
     Args:
         broker: the server.
@@ -30,36 +31,39 @@ class Lease:
     """
 
     def __init__(self, broker: Broker, session: str, seconds: float) -> None:
-        self.seconds = seconds
         self._broker = broker
         self._session = session
-        self._lock = threading.Lock()
+        self._seconds = seconds
         self._fields: dict[str, bytes] = {}
-        self._numbers = itertools.count()
-        self._due = 0.0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="farpool-lease", daemon=True)
 
-    @property
-    def renewal_seconds(self) -> float:
-        """How often `renew` should be called at least."""
-        return self.seconds / _RENEWALS
+    def start(self) -> None:
+        """Keep it from now on, until `stop`."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds / _RENEWALS):
+            try:
+                self.renew()
+            except (RedisError, OSError) as error:
+                log.debug("could not renew the lease: %s", error)
 
     def renew(self) -> None:
-        """Renew the lease if it is time to; writes anew what an ended one took along."""
-        now = time.monotonic()
-        if now < self._due:
-            return
+        """Renew it; writes all of it if it has ended, or the server has lost it."""
         with self._lock:
-            if not self._broker.renew_session(self._session, self.seconds):
-                self._broker.store(self._session, self._fields, self.seconds)
-        self._due = now + self.renewal_seconds
+            if not self._broker.renew_session(self._session, self._seconds):
+                self._broker.store(self._session, self._fields, self._seconds)
 
-    def store(self, data: bytes) -> InSession:
+    def store(self, name: str, data: bytes) -> InSession:
         """Keep bytes as long as the lease lasts, or until `unstore`."""
-        field = str(next(self._numbers))
         with self._lock:
-            self._broker.store(self._session, {field: data}, self.seconds)
-            self._fields[field] = data
-        return InSession(self._session, field)
+            self._fields[name] = data
+            there = self._broker.renew_session(self._session, self._seconds)
+            fields = {name: data} if there else self._fields
+            self._broker.store(self._session, fields, self._seconds)
+        return InSession(self._session, name)
 
     def unstore(self, stored: InSession) -> None:
         """Remove what `store` kept."""
@@ -69,3 +73,9 @@ class Lease:
                 self._broker.unstore(self._session, stored.field)
             except (RedisError, OSError) as error:
                 log.warning("could not remove a function, which expires: %s", error)
+
+    def stop(self) -> None:
+        """Renew it no more."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)

@@ -17,7 +17,7 @@ from farpool.shared import frames, nesting, outcome
 from farpool.shared.child import ChildConfig
 from farpool.shared.chunks import Setup
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, TimedOut
-from farpool.shared.errors import StartError, WorkerLostError
+from farpool.shared.errors import FarpoolError, StartError, WorkerLostError
 from farpool.shared.events import Broken
 from farpool.shared.frames import Task
 from farpool.shared.stored import InFile, Stored
@@ -69,6 +69,7 @@ class LocalBackend:
         self._numbers = itertools.count()
         self._attempts: dict[str, tuple[int, int]] = {}
         """Chunk -> processes that it has cost, and may cost."""
+        self._storing = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="farpool-local", daemon=True)
@@ -90,15 +91,21 @@ class LocalBackend:
 
     def cancel(self, chunks: Collection[str]) -> None:
         """See `Backend.cancel`."""
+        for chunk_id in chunks:
+            self._attempts.pop(chunk_id, None)
         self._canceled.append(frozenset(chunks))
         self._dispatcher.pool.wake()
 
-    def store(self, data: bytes) -> Stored:
+    def store(self, name: str, data: bytes) -> Stored:
         """See `Backend.store`."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="farpool-")
-        path = Path(self._folder.name) / str(next(self._numbers))
-        path.write_bytes(data)
+        try:
+            with self._storing:
+                if self._folder is None:
+                    self._folder = tempfile.TemporaryDirectory(prefix="farpool-")
+            path = Path(self._folder.name) / name
+            path.write_bytes(data)
+        except OSError as error:
+            raise FarpoolError(f"no place for the function and its data: {error}") from error
         return InFile(str(path))
 
     def unstore(self, stored: Stored) -> None:
@@ -112,7 +119,7 @@ class LocalBackend:
         self._inbox.extend(
             Task(
                 0,
-                frames.HARD_LIMIT if chunk.limit else 0,
+                _flags(chunk),
                 chunk.limit,
                 chunk.id,
                 chunk.data,
@@ -164,7 +171,7 @@ class LocalBackend:
         key = crash.task.key
         if key in self._unwanted:
             return
-        lost, allowed = self._attempts.pop(key)
+        lost, allowed = self._attempts.pop(key, (0, 1))
         if lost + 1 < allowed:
             self._attempts[key] = lost + 1, allowed
             self._dispatcher.add([crash.task])
@@ -185,6 +192,10 @@ class LocalBackend:
         self._dispatcher.stop()
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def _flags(chunk: Submission) -> int:
+    return (frames.HARD_LIMIT if chunk.limit else 0) | (frames.ONCE if chunk.once else 0)
 
 
 def _main_reaches_children() -> bool:

@@ -24,7 +24,8 @@ class TaskOptions(TypedDict, total=False):
         retry_on: a class of exceptions or a tuple of them; by default every `Exception`.
         backoff: seconds until the first retry; doubled for each one after it, up to an hour.
         max_attempts: executions of a task that may cost a process before the task fails with
-            `WorkerLostError`. With 1, nothing that may have begun is ever run again.
+            `WorkerLostError`; anew for each retry. With 1, nothing that may have begun on a lost
+            process or node is run again.
     """
 
     timeout: float | None

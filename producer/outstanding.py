@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from farpool.producer.backend import Backend, Submission
 from farpool.producer.feeder import Feeder
@@ -29,16 +29,57 @@ class Outstanding:
         self._feeding: set[Feeder] = set()
         self._changed = threading.Condition()
         self._ended = False
-        self._resender = Resender(backend.submit, self._chunks.__contains__, self._not_sent)
+        self._backend = backend
+        self._resender = Resender(backend, self)
         self.broken: BaseException | None = None
         """Why no chunk can run any more."""
 
     def add(self, chunk_id: str, sent: Sent) -> None:
         """Expect a chunk."""
+        sent.sender.hold()
         self._chunks[chunk_id] = sent
         self._nest()
         if self.broken is not None:
             self.fail(self.broken)
+
+    def send_again(self, due: float, sent: Sent) -> None:
+        """Expect a chunk, and send it at monotonic time `due`."""
+        chunk_id = self._backend.new_id()
+        self.add(chunk_id, sent)
+        if sent.sender.sink.window.closed:
+            # It was called off before it was expected, so nobody else will drop it.
+            self._forget(chunk_id)
+            self.changed()
+        else:
+            self._resender.add(due, chunk_id)
+
+    def send_later(self, chunk_ids: Iterable[str]) -> None:
+        """Send chunks, which are expected, once the server answers again."""
+        for chunk_id in chunk_ids:
+            self._resender.add(0.0, chunk_id)
+
+    def expects(self, chunk_id: str) -> bool:
+        """Return whether a chunk is still waited for."""
+        return chunk_id in self._chunks
+
+    def encode(self, chunk_id: str) -> Submission | None:
+        """Make a chunk by its id; None if it is not waited for any more."""
+        sent = self._chunks.get(chunk_id)
+        if sent is None:
+            return None
+        try:
+            return sent.sender.encode(chunk_id, sent)
+        except Exception as error:
+            self.not_sent(chunk_id, error)
+            return None
+
+    def not_sent(self, chunk_id: str, error: BaseException) -> None:
+        """Take note that a chunk could not be sent: its call fails."""
+        sent = self._chunks.get(chunk_id)
+        if sent is not None:
+            sent.sender.sink._fail(error)
+            self._forget(chunk_id)
+            self.changed()
 
     def _forget(self, chunk_id: str) -> None:
         sent = self._chunks.pop(chunk_id, None)
@@ -54,17 +95,6 @@ class Outstanding:
             finally:
                 self._forget(chunk_id)
                 self.changed()
-
-    def send_again(self, due: float, chunks: Sequence[Submission]) -> None:
-        """Send chunks, which are expected, at monotonic time `due`."""
-        self._resender.add(due, chunks)
-
-    def _not_sent(self, chunk_id: str, error: BaseException) -> None:
-        sent = self._chunks.get(chunk_id)
-        if sent is not None:
-            sent.sender.sink._fail(error)
-            self._forget(chunk_id)
-            self.changed()
 
     def drop(self, sink: Sink) -> list[str]:
         """Expect nothing more of a call; returns the ids of its chunks, to be canceled."""
@@ -118,6 +148,8 @@ class Outstanding:
     def end(self, error: BaseException) -> list[str]:
         """Fail everything once and for all; returns the ids of chunks on their way."""
         self._ended = True
+        # Also for what is on its way to be expected.
+        self.broken = error
         for feeder in list(self._feeding):
             feeder.sender.sink._fail(error)
         with self._changed:

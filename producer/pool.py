@@ -6,7 +6,6 @@ Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, Map
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from farpool.shared.chunks import Kind
 from farpool.shared.connection import url_or_default
 
 _Result = TypeVar("_Result", bound=AsyncResult)
+_MIN_GRACE, _MAX_GRACE = 0.1, 30 * 86_400.0
 _RUN, _CLOSE, _TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
 
@@ -75,8 +75,10 @@ class Pool:
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        if not 0 < grace < math.inf:
-            raise ValueError(f"grace must be a positive number of seconds, not {grace!r}")
+        if not _MIN_GRACE <= grace <= _MAX_GRACE:
+            raise ValueError(
+                f"grace must be between {_MIN_GRACE:g} and {_MAX_GRACE:g} seconds, not {grace!r}"
+            )
         where = url_or_default(url)
         self._backend: Backend
         if where is None:

@@ -1,4 +1,4 @@
-"""Sends chunks again when their time has come: retried tasks, and those of lost processes."""
+"""Sends chunks when their time has come: retried tasks, the rest of what lost processes had."""
 
 from __future__ import annotations
 
@@ -6,86 +6,97 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from farpool.producer.backend import Submission
+from farpool.producer.backend import Backend, Submission
 from farpool.producer.outage import Outage
 
 _JOIN_SECONDS = 5.0
+_AT_ONCE = 256
+
+
+class Expects(Protocol):
+    """Waits for chunks; see `Outstanding`."""
+
+    def expects(self, chunk_id: str) -> bool:
+        """Return whether a chunk is still waited for."""
+
+    def encode(self, chunk_id: str) -> Submission | None:
+        """Make a chunk by its id; None if it is not waited for any more."""
+
+    def not_sent(self, chunk_id: str, error: BaseException) -> None:
+        """Take note that a chunk could not be sent."""
 
 
 class Resender:
     """One thread, which is there only as long as something waits.
 
     Args:
-        submit: sends chunks off; see `Backend.submit`.
-        expected: tells whether a chunk, by its id, is still waited for.
-        failed: called with a chunk's id and the reason if it cannot be sent.
+        backend: runs the chunks.
+        outstanding: waits for them.
     """
 
-    def __init__(
-        self,
-        submit: Callable[[Sequence[Submission]], None],
-        expected: Callable[[str], bool],
-        failed: Callable[[str, BaseException], None],
-    ) -> None:
-        self._submit = submit
-        self._expected = expected
-        self._failed = failed
+    def __init__(self, backend: Backend, outstanding: Expects) -> None:
+        self._backend = backend
+        self._outstanding = outstanding
         self._numbers = itertools.count()
-        self._waiting: list[tuple[float, int, Submission]] = []
+        self._waiting: list[tuple[float, int, str]] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def add(self, due: float, chunks: Sequence[Submission]) -> None:
-        """Send chunks at monotonic time `due`; never once stopped."""
+    def add(self, due: float, chunk_id: str) -> None:
+        """Send a chunk at monotonic time `due`; never once stopped."""
         with self._changed:
             if self._stopped:
                 return
-            for chunk in chunks:
-                heapq.heappush(self._waiting, (due, next(self._numbers), chunk))
+            heapq.heappush(self._waiting, (due, next(self._numbers), chunk_id))
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="farpool-resender", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="farpool-resender", daemon=True)
+                thread.start()
+                self._thread = thread
             self._changed.notify_all()
 
     def _run(self) -> None:
         outage = Outage()
-        while chunks := self._next():
-            sent = False
-            while not sent and not self._stopped:
-                chunks = [chunk for chunk in chunks if self._expected(chunk.id)]
+        while ids := self._next():
+            encoded = map(self._outstanding.encode, ids)
+            chunks = [chunk for chunk in encoded if chunk is not None]
+            sent = not chunks
+            while not (sent or self._stopped):
                 try:
                     with outage.ridden_out():
-                        self._submit(chunks)
+                        self._backend.submit(chunks)
                         sent = True
                 except Exception as error:
                     for chunk in chunks:
-                        self._failed(chunk.id, error)
-                    break
+                        self._outstanding.not_sent(chunk.id, error)
+                    sent = True
+            # Some may have been called off while they were sent, or have failed beside others.
+            unwanted = [c.id for c in chunks if not self._outstanding.expects(c.id)]
+            if unwanted and not self._stopped:
+                self._backend.cancel(unwanted)
 
-    def _next(self) -> list[Submission]:
-        """Wait for what is due; nothing once there is none, and then the thread has ended."""
+    def _next(self) -> list[str]:
+        """Wait for what is due; nothing once nothing waits, and then the thread has ended."""
         with self._changed:
             while self._waiting and not self._stopped:
                 left = self._waiting[0][0] - time.monotonic()
                 if left <= 0.0:
                     return self._due()
                 # What nobody waits for any more should not keep the thread.
-                self._waiting = [each for each in self._waiting if self._expected(each[2].id)]
+                expects = self._outstanding.expects
+                self._waiting = [each for each in self._waiting if expects(each[2])]
                 heapq.heapify(self._waiting)
                 if self._waiting:
                     self._changed.wait(left)
             self._thread = None
             return []
 
-    def _due(self) -> list[Submission]:
+    def _due(self) -> list[str]:
         now = time.monotonic()
-        due: list[Submission] = []
-        while self._waiting and self._waiting[0][0] <= now:
+        due: list[str] = []
+        while self._waiting and self._waiting[0][0] <= now and len(due) < _AT_ONCE:
             due.append(heapq.heappop(self._waiting)[2])
         return due
 

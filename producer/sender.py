@@ -19,7 +19,7 @@ from farpool.shared import outcome, payload
 from farpool.shared.chunks import Chunk, Results
 from farpool.shared.errors import WorkerLostError
 
-INLINE_BYTES = 1 << 16
+INLINE_BYTES = 1 << 14
 """A larger function is sent once for all chunks."""
 
 Failure = bytes | BaseException
@@ -65,8 +65,8 @@ class Expects(Protocol):
     def add(self, chunk_id: str, sent: Sent) -> None:
         """Expect a chunk."""
 
-    def send_again(self, due: float, chunks: Sequence[Submission]) -> None:
-        """Send chunks, which are expected, at monotonic time `due`."""
+    def send_again(self, due: float, sent: Sent) -> None:
+        """Expect a chunk, and send it at monotonic time `due`."""
 
 
 class Sender:
@@ -81,6 +81,7 @@ class Sender:
         options: what each task may do.
         by_item: the sink's window counts items, until they are handed out; else chunks.
         room: size of the window once a chunk has come back.
+        store: send a large function once for all chunks.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Sender:
         *,
         by_item: bool = False,
         room: int = 0,
+        store: bool = True,
     ) -> None:
         self.sink = sink
         self.by_item = by_item
@@ -103,23 +105,33 @@ class Sender:
         self._name = name
         self._options = options
         self._room = room
+        self._store = store
+        self._field = backend.new_id()
         self._lock = threading.Lock()
         self._held = 1
+
+    @property
+    def stores(self) -> bool:
+        """Whether the function has to be sent ahead, because it is large."""
+        function = self._chunk.function
+        return self._store and isinstance(function, bytes) and len(function) > INLINE_BYTES
 
     def store_function(self) -> None:
         """Send a large function ahead, so that the chunks need not carry it; safe to repeat.
 
         Raises:
             PayloadError: it is too large.
+            FarpoolError: there is no place for it on this machine.
             RedisError: the server is away, or does not take it.
         """
         function = self._chunk.function
-        if isinstance(function, bytes) and len(function) > INLINE_BYTES:
+        if self.stores and isinstance(function, bytes):
             what = f"the function {self._name} with its data"
             payload.check_size(what, len(function), self._backend.max_payload)
-            self._chunk.function = self._backend.store(function)
+            self._chunk.function = self._backend.store(self._field, function)
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """One chunk more is on its way."""
         with self._lock:
             self._held += 1
 
@@ -134,41 +146,54 @@ class Sender:
         if last and not isinstance(self._chunk.function, bytes):
             self._backend.unstore(self._chunk.function)
 
-    def encode(
-        self, start: int, items: Sequence[Any], failures: int = 0, lost: int = 0
-    ) -> list[Submission]:
+    def send(self, start: int, items: Sequence[Any]) -> list[Submission]:
         """Encode items as one chunk, or as several if together they are too large.
 
         They are expected from then on. Those that cannot be sent fail.
         """
         count = len(items)
-        if not self.by_item:
-            self.sink.window.take(1)
+        sent = Sent(self, start, items)
         try:
             data = self._chunk.data(items)
             if len(data) > self._backend.max_payload and count > 1:
                 middle = count // 2
-                self._give_back()
-                return self.encode(start, items[:middle], failures, lost) + self.encode(
-                    start + middle, items[middle:], failures, lost
-                )
+                return self.send(start, items[:middle]) + self.send(start + middle, items[middle:])
             payload.check_size(f"item {start}", len(data), self._backend.max_payload)
         except Exception as error:
-            self._give_back()
-            self._fail(start, count, error)
+            self._fail(sent, error)
             return []
         self.sink.sizes.sent(count, len(data))
+        submission = self._submission(self._backend.new_id(), sent, data)
+        self._take()
+        self._outstanding.add(submission.id, sent)
+        return [submission]
+
+    def encode(self, chunk_id: str, sent: Sent) -> Submission:
+        """Encode again what was sent before.
+
+        Raises:
+            Exception: an item does not pickle any more.
+        """
+        return self._submission(chunk_id, sent, self._chunk.data(sent.items))
+
+    def _submission(self, chunk_id: str, sent: Sent, data: bytes) -> Submission:
+        count = len(sent.items)
         bucket = 1 << (count - 1).bit_length()
         label = self._name if count == 1 else f"{self._name} x {bucket}"
         most = self._options.max_attempts
-        submission = Submission(
-            self._backend.new_id(), data, label, self._options.timeout or 0.0,
+        return Submission(
+            chunk_id, data, label, self._options.timeout or 0.0,
             # Of several items it is not known which one it was that cost the process.
-            1 if count > 1 else most, lost,
+            1 if count > 1 else most, sent.lost, most == 1,
         )  # fmt: skip
-        self._hold()
-        self._outstanding.add(submission.id, Sent(self, start, items, failures, lost))
-        return [submission]
+
+    def _take(self) -> None:
+        if not self.by_item:
+            self.sink.window.take(1)
+
+    def _give_back(self) -> None:
+        if not self.by_item:
+            self.sink.window.give(1)
 
     def came_back(self, sent: Sent, data: bytes) -> None:
         """Take the outcome of a chunk: to the sink, or on its way again."""
@@ -203,8 +228,7 @@ class Sender:
     def _retry(self, sent: Sent, begin: int, end: int) -> None:
         tries = sent.failures + 1
         due = time.monotonic() + self._options.delay(tries)
-        items = sent.items[begin:end]
-        self._outstanding.send_again(due, self.encode(sent.start + begin, items, tries, sent.lost))
+        self._again(due, Sent(self, sent.start + begin, sent.items[begin:end], tries, sent.lost))
 
     def _whole_failed(self, sent: Sent, error: BaseException) -> None:
         count = len(sent.items)
@@ -213,19 +237,20 @@ class Sender:
             # Alone, each shows whether it was the one.
             for index in range(count):
                 item = sent.items[index : index + 1]
-                again = self.encode(sent.start + index, item, sent.failures, lost)
-                self._outstanding.send_again(0.0, again)
+                self._again(0.0, Sent(self, sent.start + index, item, sent.failures, lost))
         elif self._options.retries_after(error, sent.failures + 1):
             self._retry(sent, 0, count)
         else:
-            self._fail(sent.start, count, error)
+            self._fail(sent, error)
 
-    def _fail(self, start: int, count: int, error: BaseException) -> None:
-        self.sink._put(start, [None] * count, dict.fromkeys(range(count), error))
+    def _again(self, due: float, sent: Sent) -> None:
+        if not self.sink.window.closed:
+            self._take()
+            self._outstanding.send_again(due, sent)
 
-    def _give_back(self) -> None:
-        if not self.by_item:
-            self.sink.window.give(1)
+    def _fail(self, sent: Sent, error: BaseException) -> None:
+        count = len(sent.items)
+        self.sink._put(sent.start, [None] * count, dict.fromkeys(range(count), error))
 
 
 def error_of(failure: Failure) -> BaseException:

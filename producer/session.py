@@ -145,11 +145,21 @@ class Session:
         for stream, entry, fields in entries:
             if b"ids" in fields:
                 announced += fields[b"ids"].decode().split()
-            elif self._on_output is not None:
-                text = fields[b"text"].decode("utf-8", "replace")
-                self._on_output(fields[b"host"].decode(), int(fields[b"pid"]), text)
+            else:
+                self._show(fields)
             self._seen[stream] = entry
         self._collect([i for i in announced if i in self._pending])
+
+    def _show(self, fields: dict[bytes, bytes]) -> None:
+        if self._on_output is None:
+            return
+        text = fields[b"text"].decode("utf-8", "replace")
+        try:
+            self._on_output(fields[b"host"].decode(), int(fields[b"pid"]), text)
+        except Exception as error:
+            # Where nothing can be shown, results still count.
+            log.warning("what tasks print is no longer shown: %r", error)
+            self._on_output = None
 
     def _collect(self, ids: list[str]) -> None:
         for at in range(0, len(ids), _SLICE):

@@ -147,6 +147,8 @@ class Child:
         self._capture.stop()
         self._done += 1
         self._reply(kind, task.token, started, seconds, body, text.encode("utf-8", "replace"))
+        if task.flags & frames.ONCE:
+            self._flush()
 
     def _call(self, task: frames.Task) -> tuple[int, bytes, str]:
         name, instance, args, kwargs = payload.call_of(task.data)

@@ -11,11 +11,14 @@ from rq.job import Job, _current_job
 
 from farpool.shared.connection import connect
 
+_RETRIES = 60
+"""About half a minute: a task rides out a restart of the server."""
+
 
 @functools.cache
 def connection(url: str) -> Redis:
     """Return this process's own connection to the server, made at the first use."""
-    return connect(url, check=False)
+    return connect(url, check=False, retries=_RETRIES)
 
 
 class CurrentJob(Job):

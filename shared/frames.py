@@ -45,6 +45,8 @@ KINDS = range(OK, RESUMED + 1)
 FORWARD_OUTPUT = 1
 HARD_LIMIT = 2
 """The process ends with the task's timeout, whatever the task does then."""
+ONCE = 4
+"""Its reply is sent before anything else begins, so that it is never taken for one to redo."""
 
 
 @dataclass(slots=True, eq=False)

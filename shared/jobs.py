@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_TAG = re.compile(rb"([0-9a-f]*) ([dcol]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,9})?)")
+_TAG = re.compile(rb"([0-9a-f]*) ([dcolm]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,9})?)")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Tag:
         chunk: part of a map, which leaves no records in RQ's registries.
         output: send what the task prints to the session's output stream.
         leased: no node takes the job any more once the session's lease has ended.
+        once: at most once: a job that may have begun on a node that is lost or stops, fails.
         attempts: executions that may cost a process before the job fails; 0 for the node's own.
         limit: seconds after which the process that runs the job is ended; 0 for no such limit.
     """
@@ -31,13 +32,14 @@ class Tag:
     chunk: bool = False
     output: bool = False
     leased: bool = False
+    once: bool = False
     attempts: int = 0
     limit: float = 0.0
 
     def encode(self) -> str:
         """Return the text of the job's field."""
-        flags = zip("dcol", (self.announce, self.chunk, self.output, self.leased), strict=True)
-        marks = "".join(flag for flag, on in flags if on)
+        flags = (self.announce, self.chunk, self.output, self.leased, self.once)
+        marks = "".join(flag for flag, on in zip("dcolm", flags, strict=True) if on)
         return f"{self.session} {marks} {self.attempts} {self.limit:.6f}"
 
     @staticmethod
@@ -48,8 +50,8 @@ class Tag:
         if found is None:
             return Tag()
         session, flags = found[1].decode(), found[2].decode()
-        marks = ("d" in flags, "c" in flags, "o" in flags, "l" in flags)
-        return Tag(session, *marks, attempts=int(found[3]), limit=float(found[4]))
+        announce, chunk, output, leased, once = (flag in flags for flag in "dcolm")
+        return Tag(session, announce, chunk, output, leased, once, int(found[3]), float(found[4]))
 
 
 class NewJob(NamedTuple):

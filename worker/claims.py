@@ -94,6 +94,8 @@ class Claims:
         elif claim.tag.limit > 0:
             flags |= frames.HARD_LIMIT
             timeout = claim.tag.limit
+        if claim.tag.once:
+            flags |= frames.ONCE
         return frames.Task(0, flags, timeout, claim.id, data, claim.execution, label)
 
     def _lifecycle(self, function: str, *args: object) -> bytes:

@@ -320,6 +320,11 @@ class Node:
         waiting = self._dispatcher.take_back()
         self._waiter.reset()
         self._dispatcher.stop()
+        for task in running:
+            claim = self._claims.of(task)
+            if claim is not None and claim.tag.once:
+                self._claims.drop(task)
+                self._finisher.lost(claim, "the node that ran the task was stopped", 1)
         try:
             self._finisher.finish()
             while self._claims.requested:

@@ -8,7 +8,7 @@ from farpool.shared.broker.base import (
     RESULT_SECONDS,
 )
 from farpool.shared.broker.nodes import Completed, NodeBroker, NotRegisteredError
-from farpool.shared.broker.producers import ProducerBroker
+from farpool.shared.broker.producers import LeaseEndedError, ProducerBroker
 
 __all__ = [
     "ABANDONED_SECONDS",
@@ -18,6 +18,7 @@ __all__ = [
     "RESULT_SECONDS",
     "Broker",
     "Completed",
+    "LeaseEndedError",
     "NotRegisteredError",
 ]
 

@@ -19,6 +19,10 @@ _SENT_SECONDS = 60
 """How long the server knows that a call was made; redis-py's retries all fall into that time."""
 
 
+class LeaseEndedError(Exception):
+    """A session has no lease, so no node would take its jobs: it must be renewed first."""
+
+
 class ProducerBroker(BaseBroker):
     """Enqueues jobs and finds what became of them."""
 
@@ -41,6 +45,8 @@ class ProducerBroker(BaseBroker):
     ) -> None:
         """Add jobs with new ids to a queue; sent again within a minute, it adds nothing.
 
+        Of a session with a lease no job is added that is there already, or has an outcome.
+
         Args:
             queue: name of the queue.
             timeout: seconds that each job may run; -1 for no limit.
@@ -48,6 +54,9 @@ class ProducerBroker(BaseBroker):
             result_ttl: seconds to keep results; None for the worker's default.
             failure_ttl: seconds to keep failures; None for the worker's default.
             lost: attempts that count as used up already.
+
+        Raises:
+            LeaseEndedError: the session's lease has ended.
         """
         now = iso(time.time())
         shared: list[Any] = [
@@ -61,16 +70,20 @@ class ProducerBroker(BaseBroker):
                 shared += (name, value)
         head = [
             "front" if at_front else "back", "" if ttl is None else ttl, _SENT_SECONDS,
-            len(shared), *shared,
+            "1" if tag.leased else "", len(shared), *shared,
         ]  # fmt: skip
         batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
         for batch in reversed(batches) if at_front else batches:
-            names = [keys.QUEUES, keys.queue(queue), keys.sent(batch[0].id)]
+            names = [
+                keys.QUEUES, keys.queue(queue), keys.sent(batch[0].id),
+                keys.session(tag.session), keys.results(tag.session),
+            ]  # fmt: skip
             args = list(head)
             for job in reversed(batch) if at_front else batch:
                 names.append(keys.job(job.id))
                 args += job
-            self._enqueue(names, args)
+            if self._enqueue(names, args) == -1:
+                raise LeaseEndedError(tag.session)
 
     def cancel(self, queue: str, ids: Iterable[str]) -> None:
         """Delete jobs that nobody has started, and the outcome of those that somebody has."""

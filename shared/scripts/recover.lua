@@ -1,6 +1,7 @@
 #!lua
 -- Takes over what a node held whose lease has ended: what it had not started goes back to the
--- head of its queue uncharged, what it had started is charged one attempt.
+-- head of its queue uncharged, what it had started is charged one attempt. A job that may run at
+-- most once counts as started, because short ones are never announced.
 -- KEYS: 1 leases of the nodes, 2 claims of the lost node, 3 claims of the calling node,
 --       4 RQ's executions of the lost node
 -- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts of a job whose producer said nothing of it
@@ -33,7 +34,7 @@ for i = 1, #flat, 2 do
       allowed = tonumber(ARGV[3])
     end
     local attempts = 0
-    if state == 's' then
+    if state == 's' or string.match(tag, '^%x* %a*m') then
       attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
     end
     if attempts >= allowed then

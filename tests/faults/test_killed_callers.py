@@ -64,3 +64,30 @@ def test_a_living_caller_keeps_what_waits(
         (tmp_path / "marker.go").touch()
         assert blocked.get(20) == "done"
         assert waiting.get(20) == [n * n for n in range(10)]
+
+
+def test_a_server_that_lost_the_lease_gets_another(
+    node: NodeProcess, url: str, client: Redis
+) -> None:
+    with Pool(url=url) as pool:
+        assert pool.apply(tasks.square, (3,)) == 9
+        client.flushall()
+        wait_for(lambda: client.exists(keys.NODES))
+        assert pool.apply(tasks.square, (4,)) == 16
+
+
+def test_a_callback_that_takes_long_costs_no_lease(
+    start_node: Callable[..., NodeProcess], url: str, client: Redis, tmp_path: Path
+) -> None:
+    start_node(processes=1)
+    with Pool(url=url, grace=1) as pool:
+        assert isinstance(pool._backend, ClusterBackend)
+        key = keys.session(pool._backend._session.id)
+
+        def see_two_renewals(_: object) -> None:
+            for _ in range(2):
+                wait_for(lambda: client.pttl(key) < 700)
+                wait_for(lambda: client.pttl(key) > 700)
+
+        pool.apply_async(tasks.square, (3,), callback=see_two_renewals)
+        assert pool.map(tasks.square, range(8), 1) == [n * n for n in range(8)]

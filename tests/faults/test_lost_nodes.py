@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from farpool import Queue
+from farpool import Pool, Queue, WorkerLostError
 from farpool.producer.inspect import overview
 from farpool.shared import keys
 from tests.support import tasks
@@ -142,3 +142,28 @@ def test_work_behind_a_long_task_goes_to_others(
     assert squares.get(20) == [n * n for n in range(50)]
     (tmp_path / "marker.go").touch()
     assert blocked.get(20) == "done"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_what_may_run_once_fails_with_its_node(
+    start: Start,
+    start_node: Callable[..., NodeProcess],
+    url: str,
+    tmp_path: Path,
+    signum: signal.Signals,
+) -> None:
+    stops = signum == signal.SIGTERM
+    node = start_node(processes=1, drain_timeout=0).process if stops else start("lost")
+    marker = tmp_path / "marker"
+    with Pool(url=url) as pool:
+        running = pool.apply_async(tasks.block, (str(marker),), max_attempts=1)
+        wait_for(marker.exists)
+        waiting = pool.apply_async(tasks.square, (3,))
+        marker.unlink()
+        node.send_signal(signum)
+        node.wait()
+        start("heir")
+        with pytest.raises(WorkerLostError, match=r"was (stopped|lost).*after 1 attempt"):
+            running.get(30)
+        assert waiting.get(20) == 9
+    assert not marker.exists()

@@ -13,10 +13,18 @@ import pytest
 from redis import Redis
 
 import farpool
-from farpool import ConfigError, MapResult, NoResultError, Pool, WorkerLostError
+from farpool import (
+    ConfigError,
+    MapResult,
+    NoResultError,
+    Pool,
+    ServerUnavailableError,
+    WorkerLostError,
+)
 from farpool.producer import detached
 from farpool.shared import keys
 from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.server import EmbeddedServer
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
@@ -130,6 +138,49 @@ def test_functions_and_initializers_with_much_data(
         assert isinstance(result, farpool.DetachedResult)
         assert client.hlen(keys.session(result.id)) == 4
     assert result.get(20) == [n * n for n in range(20)]
+
+
+PROGRAM = """
+import sys
+from farpool import Pool
+
+base = None
+
+def initialize(n):
+    global base
+    base = n
+
+def add(n):
+    return base + n
+
+with Pool(url=sys.argv[1], initializer=initialize, initargs=(5,)) as pool:
+    print(pool.map(add, [1, 2]), pool.map_async(add, [1, 2], detached=True).get(20))
+"""
+
+
+def test_a_detached_function_sees_what_the_initializer_set(url: str, node: NodeProcess) -> None:
+    command = [sys.executable, "-c", PROGRAM, url]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("[6, 7] [6, 7]\n", "")
+
+
+def test_cancel_while_the_server_is_away(tmp_path: Path) -> None:
+    server = EmbeddedServer(socket=tmp_path / "s", data=tmp_path / "data")
+    server.start()
+    try:
+        with Pool(url=server.url) as pool:
+            result = pool.map_async(tasks.square, range(5), 1, detached=True)
+        server.process.kill()
+        server.process.wait()
+        with pytest.raises(ServerUnavailableError):
+            result.cancel()
+        server.stop()
+        server.start()
+        assert result.cancel()
+        with pytest.raises(CancelledError):
+            result.get(0)
+    finally:
+        server.stop()
 
 
 def test_what_cannot_be_detached(pool: Pool, url: str, client: Redis) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import cast
 
 import pytest
 from redis import Redis
 
-from farpool import PayloadError, Pool
+from farpool import FarpoolError, PayloadError, Pool
 from farpool.producer.cluster import ClusterBackend
+from farpool.producer.lease import Lease
 from farpool.producer.local import LocalBackend
 from farpool.shared import keys
+from farpool.shared.broker import Broker
 from farpool.shared.stored import InFile, InSession
 from tests.support import tasks
 from tests.support.waiting import wait_for
@@ -72,8 +75,30 @@ def test_it_is_there_again_after_the_lease_had_ended(url: str, node: object, cli
     with Pool(2, initializer=tasks.kind, initargs=(b"x" * SIZE,), url=url) as pool:
         backend = cast(ClusterBackend, pool._backend)
         client.delete(keys.session(backend._session.id))
-        backend._lease._due = 0.0
         assert pool.map(tasks.square, range(3), 1) == [0, 1, 4]
+
+
+def test_a_lease_that_has_ended_takes_nothing_along(url: str, client: Redis) -> None:
+    broker = Broker(client)
+    lease = Lease(broker, "5e55", 60)
+    first = lease.store("a", b"first")
+    client.delete(keys.session("5e55"))
+    lease.store("b", b"second")
+    assert broker.stored("5e55", "a") == b"first"
+    client.delete(keys.session("5e55"))
+    lease.unstore(first)
+    lease.renew()
+    assert set(client.hkeys(keys.session("5e55"))) == {b"lease", b"b"}
+
+
+def test_one_of_a_local_pool_without_a_place_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pool(1) as pool:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        result = pool.map_async(tasks.Heavy(str(tmp_path / "loads"), SIZE), range(3), 1)
+        with pytest.raises(FarpoolError, match="no place for the function"):
+            result.get(20)
 
 
 def test_one_that_does_not_fit_fails_before_it_is_sent(

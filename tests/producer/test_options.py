@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -192,3 +193,48 @@ def test_the_backoff_doubles_up_to_an_hour(backoff: float, failures: int) -> Non
     assert options.delay(1) == backoff
     assert options.delay(failures) <= options.delay(failures + 1) <= 3600
     assert options.delay(2) == 2 * backoff
+
+
+def test_a_pool_that_terminates_while_it_resends_can_be_joined(pool: Pool) -> None:
+    result = pool.map_async(tasks.invert, [0] * 20_000, 20_000, **LATER)
+    wait_for(lambda: pool._calls._outstanding._resender._waiting)
+    pool.terminate()
+    pool.join()
+    with pytest.raises(FarpoolError, match="terminated"):
+        result.get(0)
+
+
+def test_a_call_that_is_canceled_while_its_failure_is_looked_at(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "runs"
+    looked = threading.Event()
+    canceled = threading.Event()
+    decide = Options.retries_after
+
+    def hesitate(*args: Any) -> bool:
+        looked.set()
+        canceled.wait(20)
+        return decide(*args)
+
+    monkeypatch.setattr(Options, "retries_after", hesitate)
+    result = pool.apply_async(tasks.fail_until, (str(path), 9), **NOW)
+    assert looked.wait(20)
+    result.cancel()
+    canceled.set()
+    pool.close()
+    pool.join()
+    assert runs(path) == 1
+
+
+def test_what_ran_in_a_process_that_is_lost_later_does_not_run_again(
+    where: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs"
+    with Pool(1, url=where) as pool:
+        function = functools.partial(tasks.die_if_negative, str(path))
+        results = pool.imap(function, [1, 2, 3, 4, 5, -6], max_attempts=1)
+        assert [next(results) for _ in range(5)] == [1, 4, 9, 16, 25]
+        with pytest.raises(WorkerLostError):
+            next(results)
+    assert sorted(path.read_text().split()) == ["-6", "1", "2", "3", "4", "5"]

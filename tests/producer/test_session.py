@@ -10,6 +10,7 @@ from redis import Redis
 from farpool.producer.session import Session
 from farpool.shared import keys, outcome, payload
 from farpool.shared.broker import Broker
+from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
@@ -48,3 +49,25 @@ def test_a_wake_up_before_the_first_look_is_seen(
     assert session.wait(0.5) == []
     assert len(seen) == 1
     broker.forget_session(session.id)
+
+
+def test_output_that_cannot_be_shown_costs_no_result(node: NodeProcess, url: str) -> None:
+    shown: list[int] = []
+
+    def show(host: str, pid: int, text: str) -> None:
+        shown.append(pid)
+        raise BrokenPipeError
+
+    broker = Broker(connect(url))
+    session = Session(broker, keep=False, on_output=show)
+    data = payload.dumps(("tests.support.tasks.say", None, ("hello",), {}))
+    jobs = [NewJob(session.new_id(), data, "say()") for _ in range(2)]
+    tag = Tag(session.id, announce=True, output=True)
+    found: list[str] = []
+    for job in jobs:
+        session.enqueue("default", [job], tag, timeout=60)
+        while job.id not in found:
+            found += [job_id for job_id, _ in session.wait(5)]
+    assert len(shown) == 1
+    broker.forget_session(session.id)
+    broker.client.close()

@@ -16,7 +16,7 @@ attempts = st.integers(0, 999_999)
 limits = st.integers(0, 999_999_999).map(lambda thousandths: thousandths / 1000)
 
 
-@given(st.builds(Tag, sessions, flags, flags, flags, flags, attempts, limits))
+@given(st.builds(Tag, sessions, flags, flags, flags, flags, flags, attempts, limits))
 def test_tags_come_back(tag: Tag) -> None:
     assert Tag.decode(tag.encode().encode()) == tag
 

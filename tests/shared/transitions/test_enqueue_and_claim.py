@@ -12,6 +12,7 @@ from rq import Callback, Retry, suspension
 from farpool.shared import keys
 from farpool.shared.broker import (
     Broker,
+    LeaseEndedError,
     NotRegisteredError,
 )
 from farpool.shared.jobs import Claim, NewJob, Tag
@@ -200,15 +201,42 @@ def test_without_a_lease_nothing_is_taken(broker: Broker, client: Redis) -> None
 
 def test_what_an_ended_lease_left_is_dropped(broker: Broker, client: Redis) -> None:
     leased = Tag("5e55", chunk=True, leased=True)
+    with pytest.raises(LeaseEndedError):
+        add(broker, "a", tag=leased)
+    assert not client.exists(keys.job("a"), keys.queue("low"))
+    broker.store("5e55", {}, 60)
     add(broker, "ab", tag=leased)
     add(broker, "c", tag=Tag("5e55", chunk=True))
     add(broker, "d")
+    client.delete(keys.session("5e55"))
     assert ids(take(broker)) == "cd"
     assert not client.exists(*map(keys.job, "ab"))
     broker.store("5e55", {}, 60)
     add(broker, "ef", tag=leased)
-    add(broker, "g", tag=Tag("0123", leased=True))
     assert ids(take(broker)) == "ef"
+    broker.forget_session("5e55")
+
+
+def test_what_a_leased_session_sends_again_is_added_once(broker: Broker, client: Redis) -> None:
+    leased = Tag("5e55", announce=True, chunk=True, leased=True)
+    broker.store("5e55", {}, 60)
+
+    def send() -> None:
+        # As if the mark of the call had expired meanwhile.
+        for name in "abc":
+            client.delete(keys.sent(name))
+        add(broker, "abc", tag=leased)
+
+    send()
+    send()
+    assert waiting(client) == "abc"
+    [a, b] = take(broker, limit=2)
+    send()
+    complete(broker, "a", completion(a))
+    send()
+    assert waiting(client) == "c"
+    broker.release("a", [b], max_attempts=1)
+    assert waiting(client) == "bc"
     broker.forget_session("5e55")
 
 

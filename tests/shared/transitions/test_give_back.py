@@ -109,6 +109,24 @@ def test_attempts_of_a_lost_node(broker: Broker, client: Redis) -> None:
     broker.forget_session("5e55")
 
 
+def test_what_may_run_once_is_not_redone_after_its_node_was_lost(
+    broker: Broker, client: Redis
+) -> None:
+    add(broker, "a", tag=Tag("5e55", once=True, attempts=1))
+    add(broker, "b", tag=Tag("5e55", attempts=1))
+    take(broker)
+    end_lease(client, "a")
+    recovered = broker.recover("b", "a", MAX_ATTEMPTS)
+    assert recovered is not None
+    released, exhausted = recovered
+    # Neither was announced, and only for one of them that does not matter.
+    assert (released, ids(exhausted), waiting(client)) == (1, "a", "b")
+    complete(broker, "b", *[completion(claim, "lost", "failed") for claim in exhausted])
+    for name in "ab":
+        job(client, name).delete()
+    broker.forget_session("5e55")
+
+
 def test_only_the_holder_can_give_back(broker: Broker, client: Redis) -> None:
     add(broker, "j")
     [old] = take(broker)
