@@ -19,7 +19,7 @@ demo: $(VENV)/.embedded  ## run a pool, a node and a server on this machine
 test: lint pytest test-others  ## lint, then all tests, then the quick ones on the other Pythons
 
 pytest: $(VENV)/.dev  ## run the tests on one Python (PYTEST_ARGS="-k name -x")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
 test-others:
 	@set -e; for version in $(OTHER_PYTHONS); do \

@@ -254,6 +254,8 @@ class Node:
         if now >= self._announce_at and self._dispatcher.sent:
             self._announce_at = now + ANNOUNCE_SECONDS
             self._claims.announce(self._dispatcher.running())
+            if self._claims.started():
+                self._beat_at = min(self._beat_at, now + _LOOK_SECONDS)
             self._claims.give_back(self._dispatcher.surplus())
         if now >= self._maintain_at:
             self._maintain_at = now + MAINTENANCE_SECONDS
