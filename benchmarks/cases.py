@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import takewhile
-from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, pools
 from benchmarks.harness import PROCESSES, Bench, Row, seconds
 from benchmarks.tasks import millisecond, square
-from farpool import Pool
 
 
 def enqueue(bench: Bench) -> list[Row]:
@@ -71,34 +67,6 @@ def short_tasks(bench: Bench) -> list[Row]:
     alone = seconds(lambda: deque(map(millisecond, range(count)), 0))
     part = 100 * alone / PROCESSES / took
     return [Row("1 ms tasks, of the ideal", f"{part:.0f} %", "90 %", part >= 90)]
-
-
-def pool_map(bench: Bench) -> list[Row]:
-    """Pool.map of many squares, in turns with multiprocessing's."""
-    count = bench.size(1_000_000)
-    with (
-        bench.node(),
-        multiprocessing.get_context("forkserver").Pool(PROCESSES) as theirs,
-        Pool(PROCESSES) as local,
-        Pool(url=bench.url) as cluster,
-    ):
-        pools: dict[str, Any] = {
-            "multiprocessing": theirs,
-            "local": local,
-            "through Redis": cluster,
-        }
-        times: dict[str, list[float]] = {name: [] for name in pools}
-        for pool in pools.values():
-            pool.map(square, range(10_000))
-        for _ in range(5):
-            for name, pool in pools.items():
-                times[name].append(seconds(partial(pool.map, square, range(count))))
-    base = statistics.median(times["multiprocessing"])
-    rows = [Row(f"map of {count:,} squares, multiprocessing", f"{base:.2f} s")]
-    for name, limit in (("local", 1.1), ("through Redis", 1.5)):
-        ratio = statistics.median(times[name]) / base
-        rows.append(Row(f"  farpool {name}", f"{ratio:.2f} times that", f"{limit}", ratio <= limit))
-    return rows
 
 
 def idle(bench: Bench) -> list[Row]:
@@ -158,7 +126,10 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "end-to-end": end_to_end,
     "round-trip": round_trip,
     "short-tasks": short_tasks,
-    "map": pool_map,
+    "map": pools.many_squares,
+    "single items": pools.single_items,
+    "uneven": pools.uneven,
+    "arrays": pools.arrays,
     "idle": idle,
     "memory": memory,
 }

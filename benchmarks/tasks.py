@@ -13,3 +13,13 @@ def square(n: int) -> int:
 def millisecond(_: object = None) -> None:
     """Sleep for a millisecond."""
     time.sleep(0.001)
+
+
+def sleep_for(nap: float) -> None:
+    """Sleep for `nap` seconds."""
+    time.sleep(nap)
+
+
+def double(buffer: bytearray) -> bytearray:
+    """Return a buffer of the same size."""
+    return buffer[::-1]

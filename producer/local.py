@@ -7,13 +7,14 @@ import itertools
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from farpool.producer.backend import Break, Resolve, Submission
 from farpool.shared import frames, nesting, outcome
+from farpool.shared.broker import MAX_ATTEMPTS
 from farpool.shared.child import ChildConfig
 from farpool.shared.chunks import Setup
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, TimedOut
@@ -22,6 +23,7 @@ from farpool.shared.events import Broken
 from farpool.shared.frames import Task
 from farpool.shared.stored import InFile, Stored
 
+_FRESH = 0, MAX_ATTEMPTS
 _JOIN_SECONDS = 5.0
 _KILL_SECONDS = 0.05
 _GUARD = (
@@ -68,7 +70,7 @@ class LocalBackend:
         self._unwanted: set[str] = set()
         self._numbers = itertools.count()
         self._attempts: dict[str, tuple[int, int]] = {}
-        """Chunk -> processes that it has cost, and may cost."""
+        """Chunk -> processes that it has cost and may cost, unless that is `_FRESH`."""
         self._storing = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False
@@ -115,7 +117,9 @@ class LocalBackend:
 
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
-        self._attempts.update((chunk.id, (chunk.lost, chunk.attempts)) for chunk in chunks)
+        for chunk in chunks:
+            if (chunk.lost, chunk.attempts) != _FRESH:
+                self._attempts[chunk.id] = chunk.lost, chunk.attempts
         self._inbox.extend(
             Task(
                 0,
@@ -132,8 +136,7 @@ class LocalBackend:
 
     def _run(self) -> None:
         while not self._stopping:
-            while self._inbox:
-                self._dispatcher.add([self._inbox.popleft()])
+            self._dispatcher.add(self._submitted())
             self._drop_canceled()
             for result in self._dispatcher.step(_KILL_SECONDS if self._unwanted else None):
                 match result:
@@ -154,6 +157,10 @@ class LocalBackend:
                         self._broken(error)
                         return
 
+    def _submitted(self) -> Iterator[Task]:
+        while self._inbox:
+            yield self._inbox.popleft()
+
     def _drop_canceled(self) -> None:
         while self._canceled:
             self._unwanted |= self._canceled.popleft()
@@ -171,7 +178,7 @@ class LocalBackend:
         key = crash.task.key
         if key in self._unwanted:
             return
-        lost, allowed = self._attempts.pop(key, (0, 1))
+        lost, allowed = self._attempts.pop(key, _FRESH)
         if lost + 1 < allowed:
             self._attempts[key] = lost + 1, allowed
             self._dispatcher.add([crash.task])

@@ -18,6 +18,7 @@ from farpool.producer.window import Window
 from farpool.shared import outcome, payload
 from farpool.shared.chunks import Chunk, Results
 from farpool.shared.errors import WorkerLostError
+from farpool.shared.stored import Stored
 
 INLINE_BYTES = 1 << 14
 """A larger function is sent once for all chunks."""
@@ -107,6 +108,7 @@ class Sender:
         self._room = room
         self._store = store
         self._field = backend.new_id()
+        self._ahead: Stored | None = None
         self._lock = threading.Lock()
         self._held = 1
 
@@ -128,23 +130,26 @@ class Sender:
         if self.stores and isinstance(function, bytes):
             what = f"the function {self._name} with its data"
             payload.check_size(what, len(function), self._backend.max_payload)
-            self._chunk.function = self._backend.store(self._field, function)
+            self._chunk.function = self._ahead = self._backend.store(self._field, function)
 
     def hold(self) -> None:
         """One chunk more is on its way."""
-        with self._lock:
-            self._held += 1
+        if self._ahead is not None:
+            with self._lock:
+                self._held += 1
 
     def release(self) -> None:
         """One chunk less is on its way; called once more by who feeds the call, at its end.
 
         After the last, a function that was sent ahead is removed.
         """
+        if self._ahead is None:
+            return
         with self._lock:
             self._held -= 1
             last = self._held == 0
-        if last and not isinstance(self._chunk.function, bytes):
-            self._backend.unstore(self._chunk.function)
+        if last:
+            self._backend.unstore(self._ahead)
 
     def send(self, start: int, items: Sequence[Any]) -> list[Submission]:
         """Encode items as one chunk, or as several if together they are too large.

@@ -47,9 +47,10 @@ class Window:
 
     def widen(self, size: int) -> None:
         """Make the window at least this large."""
-        with self._changed:
-            self.size = max(self.size, size)
-            self._changed.notify_all()
+        if size > self.size:
+            with self._changed:
+                self.size = max(self.size, size)
+                self._changed.notify_all()
 
     def close(self) -> None:
         """End every `wait`, now and later."""

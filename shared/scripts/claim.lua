@@ -31,16 +31,13 @@ local function lifecycle(key)
 end
 
 -- Whether a job's producer wants it dropped, because there was no sign of life of it for too long.
-local leases = {}
+local known = {}
 local function abandoned(tag)
-  local session = tag and string.match(tag, '^(%x+) %a*l')
-  if not session then
-    return false
+  if known[tag] == nil then
+    local session = string.match(tag, '^(%x+) %a*l')
+    known[tag] = session and redis.call('EXISTS', ARGV[5] .. session) == 0 or false
   end
-  if leases[session] == nil then
-    leases[session] = redis.call('EXISTS', ARGV[5] .. session) == 1
-  end
-  return not leases[session]
+  return known[tag]
 end
 
 for k = 4, #KEYS do
@@ -54,7 +51,7 @@ for k = 4, #KEYS do
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
     local wanted = not job.err and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
       and string.match(id, '^[%w_-]+$')
-    if wanted and abandoned(job[6]) then
+    if wanted and job[6] and abandoned(job[6]) then
       redis.call('UNLINK', key)
     elseif wanted then
       if job[8] ~= 'queued' then
