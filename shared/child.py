@@ -10,7 +10,6 @@ Replies are buffered while tasks are short, and written at the latest after `FLU
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import inspect
 import os
 import socket
@@ -32,15 +31,10 @@ from farpool.shared import (
 )
 from farpool.shared.capture import Capture
 from farpool.shared.functions import resolve
+from farpool.shared.marks import Marks
 
 FLUSH_SECONDS = 0.001
 _READ_BYTES = 1 << 18
-
-
-class Marks(ctypes.Structure):
-    """What parent and child tell each other without a message; one writer per field."""
-
-    _fields_ = (("cursor", ctypes.c_uint64), ("void", ctypes.c_uint64))
 
 
 @dataclass(frozen=True)
@@ -87,8 +81,7 @@ class Child:
         reader = frames.TaskReader()
         while data := self._read():
             for task in reader.feed(data):
-                self._marks.cursor = task.token
-                if task.token <= self._marks.void:
+                if not self._marks.begin(task.token):
                     self._reply(frames.RETURNED, task.token)
                     continue
                 self._run(task)

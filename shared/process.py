@@ -79,8 +79,7 @@ class Process:
 
     def take_back(self) -> list[frames.Task]:
         """Void the tasks that the child has not begun, and return them."""
-        self.marks.void = self.last_token
-        cursor = self.marks.cursor
+        cursor = self.marks.take_back(self.last_token)
         taken = [task for task in self.sent if task.token > cursor]
         self.sent = deque(task for task in self.sent if task.token <= cursor)
         return taken

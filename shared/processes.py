@@ -21,6 +21,7 @@ from typing import Any
 from farpool.shared import child, frames, nesting, preload
 from farpool.shared.errors import PayloadError
 from farpool.shared.events import Blocked, Broken, Event, Lost, Replied, Returned
+from farpool.shared.marks import Marks
 from farpool.shared.process import Process, describe_exit
 
 START_TRIES = 3
@@ -79,7 +80,7 @@ class ProcessPool:
     def _spawn(self) -> None:
         self._reap()
         ours, theirs = socket.socketpair()
-        marks = RawValue(child.Marks)
+        marks = RawValue(Marks)
         process = self._context.Process(
             target=child.main, args=(theirs, marks, self._config), name="farpool-child"
         )
