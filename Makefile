@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest test-others conformance lint format bench clean
+.PHONY: help demo test pytest test-others conformance chaos lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-others:
 
 conformance: $(VENV)/.dev  ## run CPython's own Pool tests on local processes and on a cluster
 	$(BIN)/python -m tests.conformance
+
+chaos: $(VENV)/.dev  ## run random faults against real processes, then audit (SECONDS=60 SEED=n)
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev  ## check style, types and compose.yaml
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ from farpool import demo as demonstration
 from farpool import run as programs
 from farpool.producer.inspect import Overview, overview
 from farpool.shared import connection
+from farpool.shared.broker import LEASE_SECONDS
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
 from farpool.worker.config import NodeConfig, default_name
@@ -110,6 +111,10 @@ def run(url: str | None, as_module: bool, target: str, arguments: tuple[str, ...
     "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True,
     metavar="SECONDS", help="Time for running tasks to finish after SIGTERM or Ctrl-C.",
 )  # fmt: skip
+@click.option(
+    "--lease", type=click.FloatRange(min=1), default=LEASE_SECONDS, show_default=True,
+    metavar="SECONDS", help="Time without a sign of life until other nodes take over.",
+)  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 def worker(
     queues: tuple[str, ...],
@@ -120,6 +125,7 @@ def worker(
     preload: tuple[str, ...],
     max_tasks_per_child: int | None,
     drain_timeout: float,
+    lease: float,
     verbose: bool,
 ) -> None:
     """Run a worker node: take jobs from QUEUES (the first has priority) and run them.
@@ -140,6 +146,7 @@ def worker(
         preload=preload,
         max_tasks=max_tasks_per_child,
         drain_timeout=drain_timeout,
+        lease=lease,
     )
     node = Node(config)
     node.install_signal_handlers()

@@ -14,6 +14,7 @@ from redis import Redis
 
 from farpool.shared.connection import URL_VARIABLE, connect
 from farpool.shared.server import EmbeddedServer
+from tests.support.leaks import leaked_keys
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
@@ -31,22 +32,10 @@ def url(embedded: EmbeddedServer) -> Iterator[str]:
     client = connect(embedded.url)
     client.flushall()
     yield embedded.url
-    leaked = [key.decode() for key in client.scan_iter("*") if _is_leak(client, key)]
+    leaked = leaked_keys(client)
     client.flushall()
     client.close()
     assert not leaked, f"keys without an end: {leaked}"
-
-
-def _is_leak(client: Redis, key: bytes) -> bool:
-    """Whether a key stays for ever that no queue or registry of RQ's accounts for."""
-    accounted = (b"rq:queues", b"rq:queue:", b"rq:finished:", b"rq:failed:", b"rq:canceled:",
-                 b"rq:deferred:", b"rq:scheduled:")  # fmt: skip
-    # Jobs that wait are there on purpose; nothing else of ours may be.
-    if key.startswith(accounted) or client.ttl(key) != -1:
-        return False
-    if client.type(key) != b"hash" or not key.startswith(b"rq:job:"):
-        return True
-    return client.hget(key, "status") == b"started"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from farpool import Pool, Queue, WorkerLostError
 from farpool.producer.inspect import overview
 from farpool.shared import keys
 from tests.support import tasks
+from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
 
@@ -44,17 +45,6 @@ def start(url: str, client: Redis) -> Iterator[Start]:
         yield start
 
 
-def children(pid: int) -> list[int]:
-    """Ids of the processes that a node has started, with theirs."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
-    pairs = [line.split() for line in listed.stdout.splitlines()]
-    parents = {int(child): int(parent) for child, parent in pairs}
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found - {pid})
-
-
 def is_alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
     return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
@@ -67,7 +57,7 @@ def test_a_killed_node_loses_nothing(start: Start, url: str, tmp_path: Path) -> 
     running = queue.enqueue(tasks.block, str(marker))
     wait_for(marker.exists)
     wait_for(lambda: running.is_started)
-    started = children(lost.pid)
+    started = descendants(lost.pid)
     lost.kill()
     wait_for(lambda: not any(map(is_alive, started)))
     squares = queue.enqueue_map(tasks.square, range(100))

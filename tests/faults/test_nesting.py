@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from farpool import Pool, Queue, WorkerLostError
-from tests.faults.test_lost_nodes import children
 from tests.support import tasks
+from tests.support.leaks import descendants
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
@@ -31,7 +31,7 @@ def test_a_task_may_have_a_pool_on_its_own_node(
         calls = pool.starmap_async(tasks.map_squares, [(url, levels)] * outer, chunksize=1)
         assert calls.get(60) == [5 * 3 ** (levels - 1)] * outer
     # The processes that took the place of those that waited are let go.
-    wait_for(lambda: len(children(node.pid)) == processes + HELPERS)
+    wait_for(lambda: len(descendants(node.pid)) == processes + HELPERS)
     assert Queue(url=url).enqueue(tasks.square, 3).get(20) == 9
 
 
@@ -39,7 +39,7 @@ def test_a_task_may_wait_for_jobs_of_its_own_node(start_node: Start, url: str) -
     node = start_node(processes=1)
     queue = Queue(url=url)
     assert queue.enqueue(tasks.enqueue_squares, url).get(20) == [9, 0, 1, 4]
-    wait_for(lambda: len(children(node.pid)) == 1 + HELPERS)
+    wait_for(lambda: len(descendants(node.pid)) == 1 + HELPERS)
 
 
 def test_a_pool_of_local_processes_in_between(start_node: Start, url: str) -> None:
@@ -61,7 +61,7 @@ def test_a_task_whose_process_is_lost_while_it_waits_is_redone(
         Path(f"{inner}.go").touch()
         assert call.get(20) == "done"
         assert int(outer.read_text()) != lost
-    wait_for(lambda: len(children(node.pid)) == 1 + HELPERS)
+    wait_for(lambda: len(descendants(node.pid)) == 1 + HELPERS)
 
 
 def test_a_task_that_dies_while_it_waits_fails_by_name(
@@ -74,4 +74,4 @@ def test_a_task_that_dies_while_it_waits_fails_by_name(
         with pytest.raises(WorkerLostError, match=r"SIGKILL.*3 attempts"):
             pool.apply_async(tasks.die_inside, (url, str(inner))).get(20)
         assert pool.apply_async(tasks.map_squares, (url,)).get(20) == 5
-    wait_for(lambda: len(children(node.pid)) == 1 + HELPERS)
+    wait_for(lambda: len(descendants(node.pid)) == 1 + HELPERS)
