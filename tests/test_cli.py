@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from farpool import __version__
 from farpool.shared.connection import connect
+from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
 
@@ -75,6 +77,43 @@ def test_enqueue_result_and_info(node: NodeProcess, url: str) -> None:
     shown = farpool("info", "--url", url).stdout
     assert f"{node.name}: 2 processes" in shown
     assert "default: 0 queued" in shown
+
+
+BEGINNERS = """
+import multiprocessing
+import os
+
+def square(n):
+    print("Worker process id for {0}: {1}".format(n, os.getpid()))
+    return (n*n)
+
+if __name__ == "__main__":
+    arr = [1,2,3,4,5]
+    p = multiprocessing.Pool()
+    result = p.map(square, arr)
+    print("Square of each elements : ")
+    print(result)
+"""
+
+
+def test_the_beginners_program_unchanged_on_two_nodes(
+    start_node: Callable[..., NodeProcess], url: str, tmp_path: Path
+) -> None:
+    nodes = [start_node(processes=1) for _ in range(2)]
+    script = tmp_path / "Pool.py"
+    script.write_text(BEGINNERS)
+    ended = farpool("run", "--url", url, str(script))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    *printed, title, result = ended.stdout.splitlines()
+    assert (title, result) == ("Square of each elements : ", "[1, 4, 9, 16, 25]")
+    workers = {pid for node in nodes for pid in descendants(node.pid)}
+    for line in printed:
+        where, _, said = line.partition("] Worker process id for ")
+        number, _, pid = said.partition(": ")
+        assert where == f"[{os.uname().nodename} {pid}"
+        assert int(number) in range(1, 6)
+        assert int(pid) in workers
+    assert len(printed) == 5
 
 
 def test_run(node: NodeProcess, url: str, tmp_path: Path) -> None:
