@@ -12,6 +12,8 @@ from farpool.shared.errors import NoResultError, WorkerLostError
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 _MAX_BACKOFF = 3600.0
+_MAX_TIMEOUT = 1e8
+_MAX_ATTEMPTS = 100_000
 
 
 class TaskOptions(TypedDict, total=False):
@@ -50,14 +52,16 @@ class Options:
     max_attempts: int = MAX_ATTEMPTS
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
+        if self.timeout is not None and not 0.001 <= self.timeout <= _MAX_TIMEOUT:
+            raise ValueError(f"timeout must be 0.001 to {_MAX_TIMEOUT:g} s, not {self.timeout!r}")
         if not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"retries must be 0 or more, not {self.retries!r}")
         if not 0 <= self.backoff < math.inf:
             raise ValueError(f"backoff must be 0 or more seconds, not {self.backoff!r}")
-        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
-            raise ValueError(f"max_attempts must be 1 or more, not {self.max_attempts!r}")
+        if not isinstance(self.max_attempts, int) or not 1 <= self.max_attempts <= _MAX_ATTEMPTS:
+            raise ValueError(
+                f"max_attempts must be 1 to {_MAX_ATTEMPTS}, not {self.max_attempts!r}"
+            )
         kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
             raise TypeError(f"retry_on must be exception classes, not {self.retry_on!r}")

@@ -64,7 +64,7 @@ class Capture:
         self._streams: list[_Stream] = []
         self._sink: Callable[[str], None] | None = None
         self._pending = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def install(self) -> None:
         """Replace sys.stdout and sys.stderr; call once, before `start`."""
@@ -79,10 +79,19 @@ class Capture:
             stream.sink = self._write
 
     def _write(self, text: str) -> None:
+        # Not held while the lines are sent: whoever sends them may wait for who prints.
         with self._lock:
             lines, newline, self._pending = (self._pending + text).rpartition("\n")
-            if newline and self._sink is not None:
-                self._sink(lines + newline)
+        sink = self._sink
+        if newline and sink is not None:
+            sink(lines + newline)
+
+    def let_go(self) -> None:
+        """Go back to the terminal, and forget what is left: in a fork of the process."""
+        self._lock = threading.RLock()
+        for stream in self._streams:
+            stream.sink = None
+        self._sink, self._pending = None, ""
 
     def stop(self) -> None:
         """Send what is left, if any, and go back to the terminal."""

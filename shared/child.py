@@ -4,14 +4,16 @@
                        cursor: the token being run (child writes)
                        void: tokens up to it are not to be started (parent writes)
 
-Replies are buffered while tasks are short, and written at the latest after `FLUSH_SECONDS`.
+Replies are collected while tasks are short, and sent at the latest when the parent asks for them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
+import signal
 import socket
 import sys
 import time
@@ -32,8 +34,8 @@ from farpool.shared import (
 from farpool.shared.capture import Capture
 from farpool.shared.functions import resolve
 from farpool.shared.marks import Marks
+from farpool.shared.outbox import FLUSH_SIGNAL, Outbox
 
-FLUSH_SECONDS = 0.001
 _READ_BYTES = 1 << 18
 
 
@@ -69,13 +71,15 @@ class Child:
         self._sock = sock
         self._marks = marks
         self._config = config
-        self._replies: list[bytes] = []
-        self._flushed = time.monotonic()
+        self._outbox = Outbox(sock, nesting.lock)
         self._done = 0
         self._capture = Capture()
 
     def main(self) -> None:
         """Set up, then serve tasks until the pipe closes or the task limit is reached."""
+        os.register_at_fork(after_in_child=self._capture.let_go)
+        signal.signal(FLUSH_SIGNAL, lambda *_: self._flush())
+        signal.siginterrupt(FLUSH_SIGNAL, False)
         if not self._start():
             return
         reader = frames.TaskReader()
@@ -180,26 +184,17 @@ class Child:
         body: bytes = b"",
         text: bytes = b"",
     ) -> None:
-        parts = frames.encode_reply(frames.Reply(kind, token, started, seconds, body, text))
-        # Threads of a task print and wait too.
-        with nesting.lock:
-            self._replies += parts
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+        reply = frames.Reply(kind, token, started, seconds, body, text)
+        self._outbox.add(frames.encode_reply(reply))
+        if self._outbox.due:
             self._flush()
 
     def _flush(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with nesting.lock:
-            replies, self._replies = self._replies, []
-            if replies:
-                try:
-                    for part in frames.joined(replies):
-                        self._sock.sendall(part)
-                except ConnectionError:
-                    # The parent is gone and nobody is left to tell.
-                    os._exit(1)
-            self._flushed = time.monotonic()
+        # A task may have closed or replaced them.
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        self._outbox.flush()
 
 
 def _user_frames(error: BaseException) -> Any:

@@ -131,6 +131,7 @@ class Dispatcher:
                     self.scheduler.put_back(tasks)
                 case Blocked() | Broken():
                     results.append(event)
+        self._nudge()
         self._rebalance()
         self._kill_overtime()
         self._assign()
@@ -138,7 +139,7 @@ class Dispatcher:
 
     def _patience(self, timeout: float | None) -> float | None:
         """Return how long children may keep quiet before something has to be looked at."""
-        if self._stuck():
+        if self._stuck() or any(process.holds_back() for process in self.pool.processes):
             return STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
         processes = self.pool.processes
         limited = any(p.sent and p.sent[0].flags & frames.HARD_LIMIT for p in processes)
@@ -163,6 +164,12 @@ class Dispatcher:
         if self.scheduler.backlog or all(process.sent for process in self.pool.open()):
             return []
         return [process for process in self.pool.processes if len(process.sent) > 1]
+
+    def _nudge(self) -> None:
+        overdue = time.monotonic() - STUCK_SECONDS
+        for process in self.pool.processes:
+            if process.progressed <= overdue and process.holds_back():
+                process.nudge()
 
     def _rebalance(self) -> None:
         overdue = time.monotonic() - STUCK_SECONDS
@@ -202,6 +209,13 @@ class Dispatcher:
         """Return every task that no child has begun; they are no longer this dispatcher's."""
         tasks = [task for process in self.pool.processes for task in process.take_back()]
         return tasks + self.scheduler.take_all()
+
+    def begun(self) -> list[Task]:
+        """Take back all that no child has begun; returns what they have, and asks for its ends."""
+        self.take_back()
+        for process in self.pool.processes:
+            process.nudge()
+        return [task for process in self.pool.processes for task in process.sent]
 
     def running(self) -> list[tuple[Task, float]]:
         """Return the tasks being executed now, each with the seconds it has been so far."""

@@ -58,8 +58,8 @@ def end() -> None:
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
     """Wait for other tasks."""
-    begin()
     try:
+        begin()
         yield
     finally:
         end()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farpool.shared import frames
+from farpool.shared.outbox import FLUSH_SIGNAL
 
 
 @dataclass(eq=False)
@@ -26,6 +27,7 @@ class Process:
         progressed: monotonic time when its first unanswered task came to be that, or when it
             began to have none.
         overdue: it was killed because its task has not kept to its hard limit.
+        nudged: token of the task under which it was last asked to send its replies.
     """
 
     process: Any
@@ -38,6 +40,7 @@ class Process:
     blocked: bool = False
     progressed: float = 0.0
     overdue: bool = False
+    nudged: int = 0
     _out: deque[memoryview] = field(default_factory=deque)
     reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
 
@@ -69,6 +72,17 @@ class Process:
         """Return the unanswered task that the child has begun, if any."""
         cursor = self.marks.cursor
         return next((task for task in self.sent if task.token == cursor), None)
+
+    def holds_back(self) -> bool:
+        """Whether it has ended tasks whose replies it has not sent, and was not asked to."""
+        cursor = self.marks.cursor
+        return bool(self.sent) and self.sent[0].token < cursor and self.nudged != cursor
+
+    def nudge(self) -> None:
+        """Ask it to send the replies that it holds back."""
+        self.nudged = self.marks.cursor
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, FLUSH_SIGNAL)
 
     def timed_out(self) -> bool:
         """Whether it died, as it now has, of the hard limit of the task that it was running."""

@@ -10,6 +10,7 @@ Children share no lock and no queue, so one that dies holds up nobody.
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import time
@@ -24,10 +25,15 @@ from farpool.shared.events import Blocked, Broken, Event, Lost, Replied, Returne
 from farpool.shared.marks import Marks
 from farpool.shared.process import Process, describe_exit
 
+log = logging.getLogger("farpool.node")
+
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
 SPARE_SECONDS = 1.0
 """A child that is one too many is kept idle this long, in case that another is blocked."""
+_SPARES, _LEAST_SPARES = 4, 32
+"""Processes for each one, and at least, that may work in the place of those whose tasks wait. With
+still more of them, nothing new is begun until one goes on."""
 _READ_BYTES = 1 << 18
 _DYING_SECONDS = 0.05
 _EXIT_SECONDS = 2.0
@@ -62,7 +68,8 @@ class ProcessPool:
 
     def start(self) -> None:
         """Start the children; they report for work through `poll`."""
-        while len(self.working()) < self.size:
+        most = self.size + max(_LEAST_SPARES, _SPARES * self.size)
+        while len(self.working()) < self.size and len(self.processes) < most:
             self._spawn()
 
     def working(self) -> list[Process]:
@@ -84,8 +91,13 @@ class ProcessPool:
         process = self._context.Process(
             target=child.main, args=(theirs, marks, self._config), name="farpool-child"
         )
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         ours.setblocking(False)
         entry = Process(process, ours, marks)
         self.processes.append(entry)
@@ -213,7 +225,10 @@ class ProcessPool:
         if blocked and self._config.url is not None:
             yield Returned(process.take_back())
             yield Blocked(process.pid)
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                log.warning("no process for the place of one whose task waits: %s", error)
 
     def _set_blocked(self, process: Process, blocked: bool) -> None:
         if process.blocked != blocked:

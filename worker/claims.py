@@ -80,7 +80,12 @@ class Claims:
         for claim in claims:
             self._held[claim.execution] = claim
         now = time.time()
-        self._start([(claim, now) for claim in claims if claim.lifecycle])
+        try:
+            self._start([(claim, now) for claim in claims if claim.lifecycle])
+        except BaseException:
+            for claim in claims:
+                del self._held[claim.execution]
+            raise
         return [self._task(claim) for claim in claims]
 
     def _task(self, claim: Claim) -> frames.Task:
@@ -140,11 +145,15 @@ class Claims:
 
     def give_back(self, tasks: Iterable[frames.Task]) -> None:
         """Hand tasks that have not begun, or whose run was ended here, back to their queues."""
-        claims = [self._held[task.key] for task in tasks if task.key in self._held]
+        # Held no longer, even if the server does not answer: `reconcile` gives it back then.
+        self._release([claim for task in tasks if (claim := self.drop(task)) is not None])
+
+    def give_back_all(self) -> None:
+        """Hand all that is held back to the queues."""
+        claims = list(self._held.values())
+        self._held.clear()
+        self._started.clear()
         self._release(claims)
-        for claim in claims:
-            self._started.discard(claim.execution)
-            del self._held[claim.execution]
 
     def give_back_crashed(self, claims: Sequence[Claim]) -> set[str]:
         """Hand back jobs that cost a process each; returns the ids that have no attempt left."""

@@ -8,6 +8,7 @@ on, results are kept, and the loop tries again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -36,6 +37,7 @@ log = logging.getLogger("farpool.node")
 
 MAINTENANCE_SECONDS = 600.0
 SUSPENDED_SECONDS = 1.0
+_LAST_WORD_SECONDS = 0.05
 _LOOK_SECONDS = 1.0
 """How often a node asks whether what it runs is still wanted."""
 _FIRST_BACKOFF = 0.05
@@ -318,11 +320,14 @@ class Node:
         self._waiter.reset()
 
     def _shut_down(self) -> None:
-        running = [task for task, _ in self._dispatcher.running()]
-        waiting = self._dispatcher.take_back()
+        with contextlib.suppress(StartError):
+            if self._dispatcher.begun():
+                # What has ended, and was not told, is not to be run again.
+                self._take_results(_LAST_WORD_SECONDS)
+        begun = self._dispatcher.begun()
         self._waiter.reset()
         self._dispatcher.stop()
-        for task in running:
+        for task in begun:
             claim = self._claims.of(task)
             if claim is not None and claim.tag.once:
                 self._claims.drop(task)
@@ -330,8 +335,8 @@ class Node:
         try:
             self._finisher.finish()
             while self._claims.requested:
-                waiting += self._claims.receive() or []
-            self._claims.give_back(running + waiting)
+                self._claims.receive()
+            self._claims.give_back_all()
             self._registration.unregister()
         except (RedisError, OSError) as error:
             log.warning("could not say goodbye to the server: %s", error)

@@ -1,6 +1,7 @@
 #!lua
 -- Adds jobs to a queue as RQ's enqueue does, many in one step.
--- A call that is sent again, because its answer was lost, adds nothing.
+-- A call that is sent again, because its answer was lost, adds nothing; of a session with a lease
+-- each job is looked for, because a pool may send it again in another call, and much later.
 -- KEYS: 1 set of queues, 2 queue, 3 mark of this call, 4 hash of the session, 5 its results,
 --       6.. the job hash of each job
 -- ARGV: 1 "front" or "back", 2 seconds until an unstarted job expires or "",
@@ -15,7 +16,7 @@ local shared = tonumber(ARGV[5])
 if leased and redis.call('EXISTS', KEYS[4]) == 0 then
   return -1
 end
-if not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
+if not leased and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
   return 0
 end
 local fields = {}
@@ -30,7 +31,6 @@ local at = 6 + shared
 local ids = {}
 for k = 6, #KEYS do
   local id = ARGV[at]
-  -- A pool tries for as long as the server is away, which is longer than the mark is kept.
   local known = leased
     and (redis.call('EXISTS', KEYS[k]) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1)
   if not known then

@@ -19,7 +19,8 @@ for i = 1, #flat, 2 do
   local id = flat[i]
   local state, execution, queue = string.match(flat[i + 1], '^(%a) (%S+) (.*)$')
   local job = prefix .. ':job:' .. id
-  local status = redis.call('HGET', job, 'status')
+  -- What is no claim, or no job, holds up nothing else.
+  local status = queue and redis.pcall('HGET', job, 'status')
   if state == 's' then
     local member = id .. ':' .. execution
     redis.call('ZREM', prefix .. ':wip:' .. queue, member)
@@ -35,7 +36,9 @@ for i = 1, #flat, 2 do
     end
     local attempts = 0
     if state == 's' or string.match(tag, '^%x* %a*m') then
-      attempts = redis.call('HINCRBY', job, 'farpool_attempts', 1)
+      attempts = redis.pcall('HINCRBY', job, 'farpool_attempts', 1)
+      -- What is no number has been meddled with.
+      attempts = type(attempts) == 'table' and allowed or attempts
     end
     if attempts >= allowed then
       -- Still started: if the caller is lost too, it is not tried again.

@@ -14,11 +14,13 @@ for at = #ARGV - 3, 2, -4 do
   local started = claim == 's ' .. rest
   if started or claim == 'c ' .. rest then
     local exhausts = false
-    local status = redis.call('HGET', job, 'status')
+    local status = redis.pcall('HGET', job, 'status')
     -- Any other status means that RQ's maintenance or a user decided meanwhile.
     local wanted = status == 'queued' or status == 'started'
     if wanted and allowed ~= '' then
-      exhausts = redis.call('HINCRBY', job, 'farpool_attempts', 1) >= tonumber(allowed)
+      local attempts = redis.pcall('HINCRBY', job, 'farpool_attempts', 1)
+      -- What is no number has been meddled with.
+      exhausts = type(attempts) == 'table' or attempts >= tonumber(allowed)
     end
     if exhausts then
       exhausted[#exhausted + 1] = id
