@@ -7,24 +7,17 @@ A function or class of `__main__` has no importable name on another machine, so 
 from __future__ import annotations
 
 import contextlib
-import io
 import pickle
 import socket
-import sys
-import types
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import cloudpickle
-
+from farpool.shared.by_value import by_value, main_by_value_only
 from farpool.shared.errors import FunctionNotFoundError, PayloadError
 
 PROTOCOL = 5
-MAX_NAMESPACES = 64
-_MAIN_NAME = "__main__"
-_MAIN = _MAIN_NAME.encode()
+_MAIN = b"__main__"
 
 
 def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> bytes:
@@ -43,83 +36,10 @@ def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> by
     try:
         data = pickle.dumps(obj, PROTOCOL)
     except Exception:
-        return _by_value(obj, namespace)
+        return by_value(obj, PROTOCOL, namespace)
     if main_by_value and _MAIN in data:
-        return _by_value(obj, namespace)
+        return by_value(obj, PROTOCOL, namespace)
     return data
-
-
-def _by_value(obj: object, namespace: str) -> bytes:
-    buffer = io.BytesIO()
-    make: Any = _ByValue
-    pickler = make(buffer, PROTOCOL)
-    pickler.namespace = namespace
-    pickler.dump(obj)
-    return buffer.getvalue()
-
-
-class _ByValue(cloudpickle.Pickler):
-    """Gives functions of `__main__` the global variables of a namespace."""
-
-    namespace = ""
-
-    def reducer_override(self, obj: Any) -> Any:
-        reduce: Any = super().reducer_override
-        reduced = reduce(obj)
-        if (
-            self.namespace
-            and isinstance(obj, types.FunctionType)
-            and obj.__globals__ is sys.modules[_MAIN_NAME].__dict__
-            and isinstance(reduced, tuple)
-        ):
-            make, (code, attributes, *rest), state, *none, set_state = reduced
-            variables = _Globals(self.namespace, attributes)
-            return make, (code, variables, *rest), state, *none, partial(_keep_globals, set_state)
-        return reduced
-
-
-class _Globals:
-    """Becomes the namespace's own dict when it is unpickled."""
-
-    def __init__(self, namespace: str, attributes: dict[str, Any]) -> None:
-        self._arguments = namespace, attributes
-
-    def __reduce__(self) -> Any:
-        return globals_of, self._arguments
-
-
-def globals_of(namespace: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return the global variables that the functions of a namespace share in this process."""
-    while len(_namespaces) > MAX_NAMESPACES:
-        _namespaces.pop(next(iter(_namespaces)))
-    return _namespaces.setdefault(namespace, dict(attributes))
-
-
-_namespaces: dict[str, dict[str, Any]] = {}
-
-
-def _keep_globals(set_state: Callable[..., None], function: Any, state: Any) -> None:
-    """Set a function's state, but no variable that the process has already; only definitions."""
-    attributes, slots = state
-    fresh = slots["__globals__"]
-    slots["__globals__"] = {
-        name: value
-        for name, value in fresh.items()
-        if name not in function.__globals__ or isinstance(value, types.FunctionType | type)
-    }
-    set_state(function, (attributes, slots))
-
-
-class _MainByValue(cloudpickle.Pickler):
-    """Sends only what `__main__` defines by value, so that other lambdas fail as in pickle."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        # Types like that of code have no name in builtins, and definitions by value need them.
-        value = isinstance(obj, types.FunctionType) and obj.__module__ == _MAIN_NAME
-        if value or (isinstance(obj, type) and obj.__module__ in (_MAIN_NAME, "builtins")):
-            reduce: Any = super().reducer_override
-            return reduce(obj)
-        return NotImplemented
 
 
 def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
@@ -137,10 +57,7 @@ def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
     except Exception:
         if not main_by_value:
             raise
-    buffer = io.BytesIO()
-    pickler: Any = _MainByValue
-    pickler(buffer, PROTOCOL).dump(obj)
-    return buffer.getvalue()
+    return main_by_value_only(obj, PROTOCOL)
 
 
 def check_size(what: str, size: int, most: int) -> None:
@@ -179,9 +96,11 @@ def naming_host() -> Iterator[None]:
     try:
         yield
     except (ModuleNotFoundError, AttributeError) as error:
+        hint = "what it refers to must be importable there"
+        if "__mp_main__" in str(error):
+            hint = "processes import the program, so it has to stand above 'if __name__ == ...'"
         raise FunctionNotFoundError(
-            f"the call cannot be loaded on host {socket.gethostname()}: {error}; what it refers "
-            "to must be importable there"
+            f"the call cannot be loaded on host {socket.gethostname()}: {error}; {hint}"
         ) from error
 
 
