@@ -66,6 +66,10 @@ class DetachedResult(MapResult):
             session = Session(broker, session_id=self.id)
             session.expect(self._record.queue, self._record.chunks(self.id))
             self._collector = Collector(session, ended=partial(self._ended, broker))
+            # What has come is known at once; the thread rides out what is wrong with the server.
+            with contextlib.suppress(RedisError, OSError):
+                for chunk_id, data in session.wait(0):
+                    self._resolve(chunk_id, data)
             self._collector.start(self._resolve, self._fail)
 
     def _resolve(self, chunk_id: str, data: bytes) -> None:
@@ -74,6 +78,9 @@ class DetachedResult(MapResult):
         failures: Mapping[int, Failure]
         try:
             values, failures, _ = read(data)
+        except NoResultError:
+            self._fail(NoResultError(f"the detached call {self.id} was canceled, or has expired"))
+            return
         except BaseException as error:
             values, failures = [None] * count, dict.fromkeys(range(count), error)
         self._put(start, values, failures)
@@ -97,18 +104,28 @@ class DetachedResult(MapResult):
         """
         if self.ready():
             return False
-        self._delete()
-        self._fail(CancelledError())
-        return True
-
-    def _delete(self) -> None:
         broker = Broker(connect(self._url))
         try:
             broker.cancel(self._record.queue, self._record.chunks(self.id))
+            self._fail(CancelledError())
             # The collector may be waiting in the server.
             broker.announce_nothing(self.id)
+            broker.forget_session(self.id)
         finally:
             broker.client.close()
+        return True
+
+    @property
+    def done(self) -> int:
+        """Items that have ended, well or not."""
+        self._collect()
+        return super().done
+
+    @property
+    def failed(self) -> int:
+        """Items that have ended with an exception."""
+        self._collect()
+        return super().failed
 
     def ready(self) -> bool:
         """Return whether the call has completed, as far as is known here."""
@@ -143,7 +160,8 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
         raise ConfigError("no server: give url= or set FARPOOL_URL")
     broker = Broker(connect(where))
     try:
-        record = record_of(broker, call_id) if _ID.fullmatch(call_id) else None
+        known = isinstance(call_id, str) and _ID.fullmatch(call_id)
+        record = record_of(broker, call_id) if known else None
     finally:
         broker.client.close()
     if record is None:

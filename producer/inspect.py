@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import cast
 
 from redis import Redis
 from rq import Queue
@@ -64,8 +66,8 @@ def overview(client: Redis) -> Overview:
             "queued": queue.count,
             "claimed": max(0, claimed.get(queue.name, 0) - started),
             "started": started,
-            "finished": queue.finished_job_registry.get_job_count(cleanup=False),
-            "failed": queue.failed_job_registry.get_job_count(cleanup=False),
+            "finished": _kept(client, queue.finished_job_registry.key),
+            "failed": _kept(client, queue.failed_job_registry.key),
             "deferred": queue.deferred_job_registry.get_job_count(cleanup=False),
             "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
             "canceled": queue.canceled_job_registry.get_job_count(cleanup=False),
@@ -74,3 +76,12 @@ def overview(client: Redis) -> Overview:
     return Overview(
         sorted(nodes, key=lambda node: node.name), sorted(queues, key=lambda queue: queue.name)
     )
+
+
+def _kept(client: Redis, registry: str) -> int:
+    """Count what has not expired; RQ removes the rest at the next maintenance."""
+    now = int(time.time())
+    with client.pipeline(transaction=False) as pipe:
+        pipe.zcount(registry, now, "+inf")
+        pipe.zcount(registry, -1, -1)
+        return sum(cast("list[int]", pipe.execute()))

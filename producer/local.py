@@ -211,4 +211,8 @@ def _main_reaches_children() -> bool:
     if getattr(main, "__file__", None) == "<stdin>":
         # multiprocessing would have each process look for a file of this name.
         del main.__file__
-    return bool(getattr(main, "__spec__", None) or getattr(main, "__file__", None))
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name.rpartition(".")[2] == "__main__":
+        # multiprocessing does not import the main module of a package, a folder or a zip file.
+        return False
+    return bool(spec or getattr(main, "__file__", None))

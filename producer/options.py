@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypedDict
 
 from farpool.shared.broker import MAX_ATTEMPTS
@@ -51,7 +51,24 @@ class Options:
     backoff: float = 1.0
     max_attempts: int = MAX_ATTEMPTS
 
+    @classmethod
+    def of(cls, given: TaskOptions) -> Options:
+        """Check what a caller has given.
+
+        Raises:
+            TypeError: there is no such option.
+            ValueError, TypeError: see `Options`.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise TypeError(f"there is no option {name!r}, only {', '.join(sorted(known))}")
+        return cls(**given)
+
     def __post_init__(self) -> None:
+        for name in ("timeout", "backoff"):
+            if not isinstance(getattr(self, name), int | float | None):
+                raise TypeError(f"{name} must be a number of seconds, not {getattr(self, name)!r}")
         if self.timeout is not None and not 0.001 <= self.timeout <= _MAX_TIMEOUT:
             raise ValueError(f"timeout must be 0.001 to {_MAX_TIMEOUT:g} s, not {self.timeout!r}")
         if not isinstance(self.retries, int) or self.retries < 0:

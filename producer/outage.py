@@ -26,7 +26,7 @@ class Outage:
     """Rides out restarts of the server and breaks of the network, however long they are."""
 
     def __init__(self) -> None:
-        self._known = False
+        self._reason = ""
 
     @contextlib.contextmanager
     def ridden_out(self, patience: float = math.inf) -> Iterator[None]:
@@ -40,11 +40,11 @@ class Outage:
         except Exception as error:
             if not is_away(error):
                 raise
-            if not self._known:
+            if str(error) != self._reason:
                 log.warning("trouble with the server, trying again: %s", error)
-            self._known = True
+            self._reason = str(error)
             time.sleep(max(0.0, min(patience, _RETRY_SECONDS)))
         else:
-            if self._known:
+            if self._reason:
                 log.warning("the server answers again")
-            self._known = False
+            self._reason = ""

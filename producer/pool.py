@@ -67,6 +67,8 @@ class Pool:
         grace: float = 60.0,
     ) -> None:
         self._state = _TERMINATE
+        if processes is not None and not isinstance(processes, int):
+            raise TypeError(f"processes must be an int or None, not {processes!r}")
         if processes is not None and processes < 1:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and (
@@ -138,7 +140,7 @@ class Pool:
             ValueError: the pool is not running, or an option cannot be used.
         """
         self._check_running()
-        checked = Options(**options)
+        checked = Options.of(options)
         if detached:
             item = (tuple(args), dict(kwds))
             return self._detach(func, "call", [item], 1, checked, callback, error_callback)
@@ -185,7 +187,7 @@ class Pool:
             ValueError: the pool is not running, or an option cannot be used.
         """
         self._check_running()
-        checked = Options(**options)
+        checked = Options.of(options)
         if detached:
             return self._detach(
                 func, "map", iterable, chunksize, checked, callback, error_callback, progress
@@ -224,7 +226,7 @@ class Pool:
     ) -> MapResult:
         """Like `starmap`, but returns at once; see `map_async`."""
         self._check_running()
-        checked = Options(**options)
+        checked = Options.of(options)
         if detached:
             return self._detach(
                 func, "star", iterable, chunksize, checked, callback, error_callback, progress
@@ -256,7 +258,7 @@ class Pool:
         """
         self._check_running()
         stream = self._calls.stream(
-            func, "map", iterable, chunksize, buffersize, Options(**options), ordered=True
+            func, "map", iterable, chunksize, buffersize, Options.of(options), ordered=True
         )
         return IMapIterator(stream, self)
 
@@ -272,7 +274,7 @@ class Pool:
         """Like `imap`, but the results come in any order."""
         self._check_running()
         stream = self._calls.stream(
-            func, "map", iterable, chunksize, buffersize, Options(**options), ordered=False
+            func, "map", iterable, chunksize, buffersize, Options.of(options), ordered=False
         )
         return IMapIterator(stream, self)
 
@@ -288,7 +290,7 @@ class Pool:
         """Like `imap`, but each item is a tuple of arguments; not in multiprocessing."""
         self._check_running()
         stream = self._calls.stream(
-            func, "star", iterable, chunksize, buffersize, Options(**options), ordered=True
+            func, "star", iterable, chunksize, buffersize, Options.of(options), ordered=True
         )
         return IMapIterator(stream, self)
 

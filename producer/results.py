@@ -112,6 +112,8 @@ class AsyncResult:
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the result while the loop goes on.
 
+        Who gives up waiting does not cancel the call, which others may wait for; `cancel` does.
+
         Raises:
             BaseException: what the task raised.
         """
@@ -188,18 +190,26 @@ class MapResult(AsyncResult):
         self._values: list[Any] = [None] * count
         self.total = count
         """Number of items."""
-        self.done = 0
-        """Items that have ended, well or not."""
-        self.failed = 0
-        """Items that have ended with an exception."""
+        self._done = 0
+        self._failed = 0
         self._bar = _Bar(total=count) if progress else None
         self._first_error: tuple[int, BaseException] | None = None
         if count == 0:
             self._settle([], None)
 
     @property
+    def done(self) -> int:
+        """Items that have ended, well or not."""
+        return self._done
+
+    @property
+    def failed(self) -> int:
+        """Items that have ended with an exception."""
+        return self._failed
+
+    @property
     def running(self) -> int:
-        """Items that are on their way: sent, and not ended."""
+        """Items that are on their way: sent, and not ended; they run, or wait to."""
         return max(0, self.sent - self.done) if not self.ready() else 0
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
@@ -210,15 +220,15 @@ class MapResult(AsyncResult):
     def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
         count = len(values)
         self._values[start : start + count] = values
-        self.failed += len(failures)
-        self.done += count
+        self._failed += len(failures)
+        self._done += count
         if failures:
             index = min(failures)
             if self._first_error is None or start + index < self._first_error[0]:
                 self._first_error = start + index, error_of(failures[index])
         if self._bar is not None:
             self._bar.update(count)
-        if self.done == self.total:
+        if self._done == self.total:
             values, self._values = self._values, []
             self._settle(values, self._first_error[1] if self._first_error else None)
 

@@ -110,6 +110,16 @@ def translated_errors(url: str) -> Iterator[None]:
     except (exceptions.InvalidResponse, UnicodeDecodeError):
         raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ServerUnavailableError(
+                f"the certificate of the server at {where} is not trusted ({error}); name the "
+                "authority's file with ?ssl_ca_certs=FILE"
+            ) from None
+        if where.startswith("rediss:"):
+            raise ServerUnavailableError(
+                f"no server answers at {where} with TLS ({error}); is it the TLS port, and are the "
+                "certificate files there?"
+            ) from None
         if "Protocol" in str(error):
             raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
         raise ServerUnavailableError(

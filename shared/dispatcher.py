@@ -139,7 +139,10 @@ class Dispatcher:
 
     def _patience(self, timeout: float | None) -> float | None:
         """Return how long children may keep quiet before something has to be looked at."""
-        if self._stuck() or any(process.holds_back() for process in self.pool.processes):
+        recent = time.monotonic() - 2 * STUCK_SECONDS
+        # A child that has just made progress may hold replies back when its next task is long.
+        looks = (len(p.sent) > 1 and p.progressed > recent for p in self.pool.processes)
+        if self._stuck() or any(looks):
             return STUCK_SECONDS if timeout is None else min(timeout, STUCK_SECONDS)
         processes = self.pool.processes
         limited = any(p.sent and p.sent[0].flags & frames.HARD_LIMIT for p in processes)

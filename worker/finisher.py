@@ -71,7 +71,8 @@ class Finisher:
             self._add(claim, "recorded", reply.started, reply.seconds, b"", b"")
             return
         try:
-            payload.check_size("the result", len(body), MAX_PAYLOAD)
+            what = "the chunk of results (see chunksize)" if claim.tag.chunk else "the result"
+            payload.check_size(what, len(body), MAX_PAYLOAD)
         except PayloadError as error:
             body, text = _error(error)
         if outcome.is_error(body):

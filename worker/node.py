@@ -77,6 +77,7 @@ class Node:
         self._queues_empty = False
         self._stop_at: float | None = None
         self._backoff = 0.0
+        self._trouble = ""
         self._said_busy = False
         # Monotonic times from which on each duty is due.
         self._talk_at = 0.0
@@ -312,8 +313,9 @@ class Node:
             self._outage(error)
 
     def _outage(self, error: Exception) -> None:
-        if not self._backoff:
+        if not self._backoff or str(error) != self._trouble:
             log.warning("trouble with the server, trying again: %s", error)
+        self._trouble = str(error)
         self._backoff = min(_MAX_BACKOFF, max(_FIRST_BACKOFF, self._backoff * 2))
         self._talk_at = time.monotonic() + self._backoff
         self._beat_at = self._talk_at

@@ -124,8 +124,21 @@ def test_cancel(url: str, client: Redis) -> None:
         other.get(0)
     assert not client.exists("rq:queue:default")
     assert not client.keys(keys.job("*"))
-    with pytest.raises(NoResultError, match="deleted"):
+    with pytest.raises(NoResultError, match="was canceled"):
         result.get(20)
+    with pytest.raises(NoResultError, match="no detached call"):
+        farpool.attach(result.id, url=url)
+
+
+def test_what_has_come_is_known_at_once(pool: Pool, url: str) -> None:
+    result = pool.map_async(tasks.invert, [1, 0, 2], 1, detached=True)
+    assert isinstance(result, farpool.DetachedResult)
+    wait_for(lambda: result.done == 3)
+    assert farpool.attach(result.id, url=url).done == 3
+    assert farpool.attach(result.id, url=url).failed == 1
+    assert farpool.attach(result.id, url=url).ready()
+    assert not farpool.attach(result.id, url=url).cancel()
+    assert farpool.attach(result.id, url=url).done == 3
 
 
 def test_functions_and_initializers_with_much_data(
@@ -195,9 +208,9 @@ def test_what_cannot_be_detached(pool: Pool, url: str, client: Redis) -> None:
 
 
 def test_what_cannot_be_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for unknown in ("0123456789abcdef", "", "*", "no such id"):
+    for unknown in ("0123456789abcdef", "", "*", "no such id", None):
         with pytest.raises(NoResultError, match="no detached call"):
-            farpool.attach(unknown, url=url)
+            farpool.attach(unknown, url=url)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="FARPOOL_URL"):
         farpool.attach("0123456789abcdef")
     monkeypatch.setenv(URL_VARIABLE, url)

@@ -169,14 +169,17 @@ def test_a_timeout_can_be_retried(pool: Pool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"retries": -1}, {"retries": 1.5}, {"backoff": -1}, {"timeout": 0}, {"timeout": float("inf")},
-     {"max_attempts": 0}, {"retry_on": "ValueError"}, {"retry_on": (ValueError, 3)},
-     {"retry": 3}],
+    ("name", "value"),
+    [
+        ("retries", -1), ("retries", 1.5), ("backoff", -1), ("backoff", "1"), ("timeout", 0),
+        ("timeout", float("inf")), ("timeout", "3"), ("max_attempts", 0), ("max_attempts", 10**6),
+        ("retry_on", "ValueError"), ("retry_on", (ValueError, 3)),
+    ],
 )  # fmt: skip
-def test_options_are_checked(options: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
-        Options(**options)
+def test_options_are_checked(name: str, value: Any) -> None:
+    options: Any = {name: value}
+    with pytest.raises((ValueError, TypeError), match=name):
+        Options.of(options)
 
 
 @given(st.integers(0, 5), st.integers(1, 10))

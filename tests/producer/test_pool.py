@@ -181,6 +181,10 @@ def test_maxtasksperchild_replaces_processes() -> None:
 def test_arguments_are_checked(pool: Pool) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Pool(0)
+    with pytest.raises(TypeError, match=r"int or None, not 1\.5"):
+        Pool(1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="no option 'tries'"):
+        pool.map(tasks.square, [], tries=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="maxtasksperchild"):
         Pool(1, maxtasksperchild=0)
     with pytest.raises(TypeError, match="callable"):
@@ -318,6 +322,80 @@ if __name__ == "__main__":
     with Pool(1, initialize, (5,)) as pool:
         print(pool.map(add, [1, 2], chunksize=1), pool.apply(add, (3,)), pool.apply(counted, (0,)))
 """
+
+
+DEFINITIONS = """
+import collections, dataclasses, functools, typing
+from farpool import Pool
+
+Pair = collections.namedtuple("Pair", "a b")
+
+class Typed(typing.NamedTuple):
+    a: int
+
+class Slots:
+    __slots__ = ("a",)
+    def __init__(self, a):
+        self.a = a
+
+@dataclasses.dataclass(slots=True)
+class Data:
+    a: int
+
+@functools.cache
+def fibonacci(n):
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+def make(kind):
+    return kind(5) if kind is not Pair else Pair(5, 6)
+
+def same(value):
+    return value
+
+def use(n):
+    return fibonacci(n)
+
+def invert(n):
+    return 1 / n
+
+if __name__ == "__main__":
+    kinds = [Pair, Typed, Slots, Data]
+    with Pool(2) as pool:
+        made = pool.map(make, kinds)
+        print([type(value) is kind and value.a for value, kind in zip(made, kinds)])
+        print([value.a for value in pool.map(same, made)])
+        print(pool.map(use, [30]), pool.map(fibonacci, [30]))
+        try:
+            pool.map(invert, [0])
+        except ZeroDivisionError as error:
+            print(__file__ in str(error.__cause__), "return 1 / n" in str(error.__cause__))
+"""
+
+
+def test_what_a_program_defines_travels(where: str | None, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(DEFINITIONS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({URL_VARIABLE: where} if where else {})
+    ended = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == [
+        "[5, 5, 5, 5]", "[5, 5, 5, 5]", "[832040] [832040]", "True True",
+    ]  # fmt: skip
+
+
+def test_the_main_module_of_a_package(where: str | None, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({URL_VARIABLE: where} if where else {})
+    ended = subprocess.run(
+        [sys.executable, "-m", "package"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith("[1, 4, 9, 16, 25]\n")
 
 
 @pytest.mark.parametrize("where", ["local", "cluster"])

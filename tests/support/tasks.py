@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,76 @@ def die_inside(url: str, inner: str) -> None:
     while not Path(inner).exists():
         time.sleep(0.01)
     die()
+
+
+def nap_if_negative(n: float) -> float:
+    """Sleep for -n seconds if n is negative; return n."""
+    if n < 0:
+        time.sleep(-n)
+    return n
+
+
+class Talkative:
+    """Prints when it is collected, which may be in the middle of another print."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        print("collected")
+
+
+def print_amid_garbage(count: int) -> str:
+    """Print lines while garbage that prints is collected."""
+    for n in range(count):
+        Talkative()
+        print("line", n)
+    return "done"
+
+
+def print_large(count: int) -> None:
+    """Print large lines."""
+    for _ in range(count):
+        print("z" * 100_000)
+
+
+def print_in_forks(count: int) -> str:
+    """Print large lines, here and in two forks at the same time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = multiprocessing.get_context("fork")
+        forks = [context.Process(target=print_large, args=(count,)) for _ in range(2)]
+        for fork in forks:
+            fork.start()
+    print_large(count)
+    for fork in forks:
+        fork.join()
+    return "done"
+
+
+def print_until_alarm(seconds: float) -> str:
+    """Print large lines until a signal handler raises in the midst of it."""
+
+    class Alarm(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        while True:
+            print("y" * 20_000)
+    except Alarm:
+        return "rung"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def close_stdout() -> str:
+    """Leave a standard output that cannot be flushed."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout.close()
+    return "done"

@@ -240,6 +240,17 @@ def test_what_a_leased_session_sends_again_is_added_once(broker: Broker, client:
     broker.forget_session("5e55")
 
 
+def test_another_batch_that_begins_with_the_same_job_adds_the_others(
+    broker: Broker, client: Redis
+) -> None:
+    leased = Tag("5e55", announce=True, chunk=True, leased=True)
+    broker.store("5e55", {}, 60)
+    add(broker, "a", tag=leased)
+    add(broker, "abc", tag=leased)
+    assert ids(take(broker)) == "abc"
+    broker.forget_session("5e55")
+
+
 def test_a_sessions_hash(broker: Broker, client: Redis) -> None:
     assert not broker.renew_session("5e55", 60)
     broker.store("5e55", {"0": b"zero", "1": b"one"}, 5)

@@ -335,3 +335,27 @@ def test_the_processes_of_live_nodes_are_counted(broker: Broker, client: Redis) 
     assert (broker.processes(), broker.processes("low"), broker.processes("x")) == (7, 7, 0)
     end_lease(client, "b")
     assert broker.processes() == 5
+
+
+def test_fields_that_somebody_has_meddled_with_hold_up_nothing_else(
+    broker: Broker, client: Redis
+) -> None:
+    add(broker, "abc")
+    claims = take(broker)
+    start(broker, "a", *claims)
+    client.hset(keys.job("a"), "farpool_attempts", "many")
+    client.delete(keys.job("b"))
+    client.set(keys.job("b"), "no hash")
+    assert broker.release("a", claims, lost=True, max_attempts=MAX_ATTEMPTS) == {"a"}
+    assert waiting(client) == "c"
+    take(broker)
+    client.hset(keys.claims("a"), "d", "garbage")
+    end_lease(client, "a")
+    recovered = broker.recover("b", "a", MAX_ATTEMPTS)
+    assert recovered is not None
+    released, exhausted = recovered
+    assert (released, ids(exhausted), waiting(client)) == (1, "a", "c")
+    complete(broker, "b", completion(exhausted[0], "lost", "failed"))
+    client.delete(keys.job("b"))
+    for name in "ac":
+        job(client, name).delete()
