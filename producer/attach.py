@@ -51,7 +51,8 @@ class DetachedResult(MapResult):
         self.id = call_id
         self._url = url
         self._record = record
-        self._lock_of_start = threading.Lock()
+        # A callback may ask for more of this result.
+        self._starting = threading.RLock()
         self._collector: Collector | None = None
         super().__init__(record.total, Window(1), FixedSize(1), callback, error_callback, progress)
         self.sent = record.total
@@ -59,7 +60,7 @@ class DetachedResult(MapResult):
             self._collect()
 
     def _collect(self) -> None:
-        with self._lock_of_start:
+        with self._starting:
             if self._collector is not None or self._settled:
                 return
             broker = Broker(connect(self._url, check=False))

@@ -107,6 +107,17 @@ def test_values_errors_and_callbacks(pool: Pool) -> None:
         lost.get(20)
 
 
+def test_a_callback_may_look_at_its_result(pool: Pool, url: str) -> None:
+    result = pool.map_async(tasks.square, range(5), detached=True)
+    assert isinstance(result, farpool.DetachedResult)
+    wait_for(result.ready)
+    seen: list[int] = []
+    again = farpool.attach(result.id, url=url)
+    again._callback = lambda _: seen.append(again.done)
+    assert again.get(20) == [0, 1, 4, 9, 16]
+    assert seen == [5]
+
+
 def test_it_can_be_awaited(pool: Pool) -> None:
     async def main() -> object:
         return await pool.map_async(tasks.square, range(5), detached=True)
