@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -81,10 +82,7 @@ def run(
         )
         initializer(*arguments)
         _set_up.add(setup[0])
-    call = _caller(
-        functions.unpack(function) if isinstance(function, bytes) else functions.fetch(function),
-        kind,
-    )
+    call = _unpacked(function, kind) if isinstance(function, bytes) else _fetched(function, kind)
     values: list[Any] = []
     failures: dict[int, bytes] = {}
     remaining = iter(items)
@@ -111,6 +109,16 @@ def salvage(results: Results, *, main_by_value: bool) -> Results:
             kept[index] = None
             failures[index] = data
     return kept, failures, seconds
+
+
+@functools.lru_cache(maxsize=128)
+def _unpacked(function: bytes, kind: Kind) -> Callable[[Any], Any]:
+    return _caller(functions.unpack(function), kind)
+
+
+@functools.lru_cache(maxsize=4)
+def _fetched(function: Stored, kind: Kind) -> Callable[[Any], Any]:
+    return _caller(functions.fetch(function), kind)
 
 
 def _caller(function: Callable[..., Any], kind: Kind) -> Callable[[Any], Any]:

@@ -40,16 +40,14 @@ def call(function: bytes, /, *args: Any, **kwargs: Any) -> Any:
 @functools.lru_cache(maxsize=128)
 def unpack(function: bytes) -> Callable[..., Any]:
     """Load a function from its pickle; the latest 128 are kept."""
-    with payload.naming_host():
-        loaded: Callable[..., Any] = payload.loads(function)
+    loaded: Callable[..., Any] = payload.loads_call(function)
     return loaded
 
 
 @functools.lru_cache(maxsize=4)
 def fetch(function: Stored) -> Callable[..., Any]:
     """Load a large function from where it is kept; the latest few stay in memory."""
-    with payload.naming_host():
-        loaded: Callable[..., Any] = payload.loads(function.read())
+    loaded: Callable[..., Any] = payload.loads_call(function.read())
     return loaded
 
 

@@ -6,11 +6,10 @@ A function or class of `__main__` has no importable name on another machine, so 
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import socket
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from farpool.shared.by_value import by_value, main_by_value_only
@@ -86,15 +85,15 @@ def loads(data: bytes | memoryview) -> Any:
     return pickle.loads(data)
 
 
-@contextlib.contextmanager
-def naming_host() -> Iterator[None]:
-    """Say on which machine a name that a pickle refers to is missing.
+def loads_call(data: bytes) -> Any:
+    """Unpickle a call or a function, in a child process.
 
     Raises:
-        FunctionNotFoundError: in place of what unpickling raises then.
+        FunctionNotFoundError: it refers to something that is not there on this machine.
+        Exception: whatever unpickling it raises.
     """
     try:
-        yield
+        return pickle.loads(data)
     except (ModuleNotFoundError, AttributeError) as error:
         hint = "what it refers to must be importable there"
         if "__mp_main__" in str(error):
@@ -112,8 +111,7 @@ def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
         FunctionNotFoundError: it refers to something that is not there on this machine.
         Exception: whatever unpickling it raises.
     """
-    with naming_host():
-        loaded = loads(decompress(data))
+    loaded = loads_call(decompress(data))
     match loaded:
         case str(), _, list() | tuple(), dict():
             name, instance, args, kwargs = loaded
