@@ -225,6 +225,8 @@ def test_a_call_that_is_canceled_while_its_failure_is_looked_at(
     assert looked.wait(20)
     result.cancel()
     canceled.set()
+    # The thread that decided about it has gone on.
+    assert pool.apply(tasks.square, (3,)) == 9
     pool.close()
     pool.join()
     assert runs(path) == 1
