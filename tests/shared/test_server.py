@@ -113,8 +113,11 @@ def test_a_port_with_a_password() -> None:
         assert "p%40ss" not in command_line(server.pid)
 
 
-def test_a_socket_with_a_password_and_a_path_to_quote(tmp_path: Path) -> None:
-    path = Path(os.path.relpath(tmp_path)) / "a 100% ü.sock"
+def test_a_socket_with_a_password_and_a_relative_path_to_quote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("a 100% ü.sock")
     with EmbeddedServer(socket=path, password="a:b@c") as server, client_of(server.url) as client:
         assert client.ping()
         assert path.is_socket()
