@@ -78,6 +78,7 @@ class Child:
     def main(self) -> None:
         """Set up, then serve tasks until the pipe closes or the task limit is reached."""
         os.register_at_fork(after_in_child=self._capture.let_go)
+        os.register_at_fork(after_in_child=self._outbox.mute)
         signal.signal(FLUSH_SIGNAL, lambda *_: self._flush())
         signal.siginterrupt(FLUSH_SIGNAL, False)
         if not self._start():

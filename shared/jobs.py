@@ -78,7 +78,7 @@ class Claim(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What became of a claimed job; see scripts/complete.lua."""
+    """What became of a claimed job; see scripts/complete.lua and, for a chunk, its sibling."""
 
     id: str
     execution: str
@@ -91,11 +91,16 @@ class Completion(NamedTuple):
     outcome: bytes
     record: bytes
 
+    @property
+    def group(self) -> tuple[str, bytes, Tag]:
+        """What chunks must have in common to be recorded in one step."""
+        return self.queue, self.ttl, self.tag
+
 
 def claim_of(job: Sequence[Any]) -> Claim:
     """Read a claim from what scripts/claim.lua returns for a job."""
     job_id, execution, queue, lifecycle, fields = job
-    data, timeout, result_ttl, failure_ttl, description, tag = fields[:6]
+    data, timeout, result_ttl, failure_ttl, description, tag = fields
     return Claim(
         job_id.decode(), execution.decode(), queue.decode(), data, timeout or b"",
         result_ttl or b"", failure_ttl or b"", description or b"", Tag.decode(tag or b""),

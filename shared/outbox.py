@@ -29,7 +29,7 @@ class Outbox:
     """Collects frames while tasks are short, and sends them at the latest when asked to.
 
     Threads of a task may use it too, and so may finalizers and signal handlers while it is being
-    used. A process that a task forks says nothing.
+    used. A process that a task forks is to say nothing: `mute`.
 
     Args:
         sock: the pipe to the parent.
@@ -42,11 +42,15 @@ class Outbox:
         self._parts: list[bytes] = []
         self._sending = False
         self._sent = time.monotonic()
-        self._owner = os.getpid()
+        self._muted = False
+
+    def mute(self) -> None:
+        """Say nothing from now on."""
+        self._muted = True
 
     def add(self, frame: Sequence[bytes]) -> None:
         """Take a frame, to be sent by `flush`."""
-        if os.getpid() == self._owner:
+        if not self._muted:
             with self._lock:
                 self._parts += frame
 
@@ -57,7 +61,7 @@ class Outbox:
 
     def flush(self) -> None:
         """Send all there is; ends this process if the parent is gone."""
-        if os.getpid() != self._owner or not self._parts:
+        if self._muted or not self._parts:
             return
         # A handler that raises would end a frame in the middle.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)

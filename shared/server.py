@@ -201,6 +201,8 @@ class EmbeddedServer:
         # RQ keeps each job's results in a stream of its own, for which the server sets aside this
         # much: by default 4,096 bytes.
         settings["stream-node-max-bytes"] = "512"
+        # Jobs whose fields are no longer than this are kept in one piece each.
+        settings["hash-max-listpack-value"] = "512"
         settings["appendonly"] = "no" if self._data is None else "yes"
         settings["appendfsync"] = "everysec"
         if self._password is not None:

@@ -39,6 +39,7 @@ class Finisher:
         self._lines: list[tuple[str, str, int, str]] = []
         self._oldest = 0.0
         self._calls: deque[tuple[Call[Completed], list[Completion]]] = deque()
+        self._newest = 0
         self.dropped = 0
         """Completions that came too late and were not recorded."""
 
@@ -109,7 +110,7 @@ class Finisher:
         self, claim: Claim, how: str, started: float, seconds: float, body: bytes, text: bytes
     ) -> None:
         self._mark()
-        if claim.tag.chunk:
+        if claim.tag.chunk and claim.tag.session:
             how, ttl, record = "chunk", _ttl(claim.result_ttl), b""
         elif how == "recorded":
             ttl, record = b"", b""
@@ -146,13 +147,26 @@ class Finisher:
             self._broker.output(self._lines)
             self._lines.clear()
         if self._completions:
-            batch = self._completions[:MAX_BATCH]
-            self._calls.append((self._broker.complete(self._node, batch), batch))
-            del self._completions[:MAX_BATCH]
+            groups: dict[object, list[Completion]] = {}
+            for job in self._completions[:MAX_BATCH]:
+                groups.setdefault(job.group if job.how == "chunk" else None, []).append(job)
+            rest = self._completions[MAX_BATCH:]
+            self._newest = 0
+            while groups:
+                group, jobs = next(iter(groups.items()))
+                # A call that cannot be sent leaves what has not been sent where it was.
+                send = self._broker.complete if group is None else self._broker.complete_chunks
+                self._calls.append((send(self._node, jobs), jobs))
+                self._newest += 1
+                del groups[group]
+                self._completions = [job for jobs in groups.values() for job in jobs] + rest
             self._oldest = time.monotonic()
 
-    def settle(self, left: int = 0) -> list[str]:
-        """Wait until the server has what was sent, but for the newest `left` batches.
+    def settle(self, *, newest: bool = True) -> list[str]:
+        """Wait until the server has what was sent.
+
+        Args:
+            newest: also what the last `flush` sent.
 
         Returns:
             The ids of finished jobs on which others depend.
@@ -161,6 +175,7 @@ class Finisher:
             RedisError: see `flush`.
         """
         dependents: list[str] = []
+        left = 0 if newest else self._newest
         while len(self._calls) > left:
             call, batch = self._calls.popleft()
             try:

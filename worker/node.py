@@ -222,7 +222,7 @@ class Node:
         if not self._dispatcher.sent:
             parents = self._finisher.finish()
         else:
-            parents = self._finisher.settle(left=1 if self._finisher.collecting else 0)
+            parents = self._finisher.settle(newest=not self._finisher.collecting)
             if self._finisher.due_in(now) <= 0.0:
                 self._finisher.flush()
         self._dispatcher.add(

@@ -32,6 +32,11 @@ class Completed(NamedTuple):
     """Ids of jobs whose keys hold something else than RQ's records; they have no outcome."""
 
 
+def _completed(reply: list[Any]) -> Completed:
+    stale, depended, broken = reply
+    return Completed(stale, [i.decode() for i in depended], [i.decode() for i in broken])
+
+
 class NodeBroker(BaseBroker):
     """Claims jobs, records what became of them, and keeps what others may take over."""
 
@@ -94,12 +99,29 @@ class NodeBroker(BaseBroker):
                 repr(job.started), repr(job.ended), job.ttl, job.tag.session,
                 "1" if job.tag.announce else "", job.outcome, job.record,
             )  # fmt: skip
+        return Call(self.client, self._complete, names, args, _completed)
 
-        def read(reply: list[Any]) -> Completed:
-            stale, depended, broken = reply
-            return Completed(stale, [i.decode() for i in depended], [i.decode() for i in broken])
+    @cached_property
+    def _complete_chunks(self) -> Script:
+        return self._script("complete_chunks")
 
-        return Call(self.client, self._complete, names, args, read)
+    def complete_chunks(self, node: str, chunks: Sequence[Completion]) -> Call[Completed]:
+        """Record the outcomes of claimed chunks, at most 1,000, that have the same `group`."""
+        queue, ttl, tag = chunks[0].group
+        keep = max(RESULT_SECONDS, int(ttl or 0))
+        names = [
+            keys.claims(node), keys.worker(node), keys.worker_executions(node),
+            keys.results(tag.session), keys.done(tag.session),
+        ]  # fmt: skip
+        seconds = sum(chunk.ended - chunk.started for chunk in chunks)
+        args: list[Any] = [
+            keys.PREFIX, queue, keep, RESULT_SECONDS, "1" if tag.announce else "", f"{seconds:.6f}"
+        ]  # fmt: skip
+        prefix = keys.job("")
+        for chunk in chunks:
+            names.append(prefix + chunk.id)
+            args += (chunk.id, chunk.execution, chunk.outcome)
+        return Call(self.client, self._complete_chunks, names, args, _completed)
 
     @cached_property
     def _release(self) -> Script:

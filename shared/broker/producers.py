@@ -42,10 +42,9 @@ class ProducerBroker(BaseBroker):
         result_ttl: int | None = None,
         failure_ttl: int | None = None,
         lost: int = 0,
+        again: bool = False,
     ) -> None:
-        """Add jobs with new ids to a queue; sent again within a minute, it adds nothing.
-
-        Of a session with a lease no job is added that is there already, or has an outcome.
+        """Add jobs with new ids to a queue; the same call within a minute adds nothing.
 
         Args:
             queue: name of the queue.
@@ -54,6 +53,8 @@ class ProducerBroker(BaseBroker):
             result_ttl: seconds to keep results; None for the worker's default.
             failure_ttl: seconds to keep failures; None for the worker's default.
             lost: attempts that count as used up already.
+            again: the jobs may have been sent before, in another call or longer ago; those that
+                are there, or have an outcome, are not added.
 
         Raises:
             LeaseEndedError: the session's lease has ended.
@@ -69,8 +70,8 @@ class ProducerBroker(BaseBroker):
             if value is not None:
                 shared += (name, value)
         head = [
-            "front" if at_front else "back", "" if ttl is None else ttl, _SENT_SECONDS,
-            "1" if tag.leased else "", len(shared), *shared,
+            "front" if at_front else "back", "" if ttl is None else ttl,
+            "" if again else _SENT_SECONDS, "1" if tag.leased else "", len(shared), *shared,
         ]  # fmt: skip
         batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
         for batch in reversed(batches) if at_front else batches:

@@ -6,7 +6,7 @@
 --       5 prefix of the hashes of sessions, then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, job, ...} with each job = {id, execution, queue, lifecycle, fields} and fields =
---          {data, timeout, result_ttl, failure_ttl, description, tag, ttl, status}
+--          {data, timeout, result_ttl, failure_ttl, description, tag}
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return {-1}
@@ -60,6 +60,7 @@ for k = 4, #KEYS do
       if job[7] and job[7] ~= '' then
         redis.call('PERSIST', key)
       end
+      job[7], job[8] = nil, nil
       local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue

@@ -11,7 +11,7 @@
 --       a session's results are kept at least as long as ARGV[3], and not for ever),
 --       session or "", "1" to announce it to the session, outcome, and what RQ's stream gets: the
 --       return value or the traceback, encoded as RQ does, or ""
---       how is "ok", "failed", "chunk" (part of a map: no RQ records) or "recorded" (by RQ's code)
+--       how is "ok", "failed" or "recorded" (by RQ's code); chunks have complete_chunks.lua
 -- Returns: {number of completions that were dropped because they came too late,
 --          {id of an ended job with dependents, ...},
 --          {id of a job whose keys are not RQ's records, so that it has no outcome, ...}}
@@ -105,10 +105,7 @@ for i = 1, count do
     local recorded = false
     local status = how ~= 'recorded' and pcall('HGET', job, 'status')
     if status == 'queued' or status == 'started' then
-      if how == 'chunk' then
-        recorded = true
-        dead[#dead + 1] = job
-      elseif record(i, a, ok) then
+      if record(i, a, ok) then
         recorded = true
         if not ok then
           call('HDEL', job, 'farpool_attempts')

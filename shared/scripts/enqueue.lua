@@ -1,22 +1,23 @@
 #!lua
 -- Adds jobs to a queue as RQ's enqueue does, many in one step.
--- A call that is sent again, because its answer was lost, adds nothing; of a session with a lease
--- each job is looked for, because a pool may send it again in another call, and much later.
+-- A call that is sent again, because its answer was lost, adds nothing: it left a mark. What may
+-- have been sent in another call, or long ago, is looked for job by job.
 -- KEYS: 1 set of queues, 2 queue, 3 mark of this call, 4 hash of the session, 5 its results,
 --       6.. the job hash of each job
 -- ARGV: 1 "front" or "back", 2 seconds until an unstarted job expires or "",
---       3 seconds to keep the mark, 4 "1" if the session needs a lease, else "",
+--       3 seconds to keep the mark, "" to look for each job instead,
+--       4 "1" if the session needs a lease, else "",
 --       5 count n of shared strings, then n strings (field, value, ...) for every job,
 --       then for each job: id, data, description
 -- Returns: number of jobs added; -1 if the lease of the session has ended
 local push = ARGV[1] == 'front' and 'LPUSH' or 'RPUSH'
 local ttl = ARGV[2]
-local leased = ARGV[4] ~= ''
+local again = ARGV[3] == ''
 local shared = tonumber(ARGV[5])
-if leased and redis.call('EXISTS', KEYS[4]) == 0 then
+if ARGV[4] ~= '' and redis.call('EXISTS', KEYS[4]) == 0 then
   return -1
 end
-if not leased and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
+if not again and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
   return 0
 end
 local fields = {}
@@ -31,7 +32,7 @@ local at = 6 + shared
 local ids = {}
 for k = 6, #KEYS do
   local id = ARGV[at]
-  local known = leased
+  local known = again
     and (redis.call('EXISTS', KEYS[k]) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1)
   if not known then
     fields[shared + 2] = ARGV[at + 1]

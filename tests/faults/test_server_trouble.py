@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError
 
 from farpool import Pool, Queue
+from farpool.shared import keys
 from farpool.shared.broker import Broker
 from farpool.shared.connection import connect
 from farpool.shared.server import EmbeddedServer
@@ -130,3 +131,26 @@ def test_malformed_jobs_stop_nobody(node: NodeProcess, url: str, client: Redis) 
     wait_for(lambda: "no_stream has no outcome" in node.output)
     assert node.process.poll() is None
     client.flushdb()
+
+
+def test_what_is_sent_again_because_its_answer_was_lost_runs_once(
+    node: NodeProcess, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Broker.enqueue
+    sent: list[int] = []
+
+    def without_answer(broker: Broker, queue: str, jobs: Any, tag: Any, **options: Any) -> None:
+        send(broker, queue, jobs, tag, **options)
+        sent.append(len(jobs))
+        if len(sent) % 2:
+            # In another call, and as if the mark of this one had expired.
+            broker.client.delete(keys.sent(jobs[0].id))
+            raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(Broker, "enqueue", without_answer)
+    log = tmp_path / "log"
+    with Pool(url=url) as pool:
+        pool.apply(tasks.append, (str(log), "one"))
+        pool.starmap(tasks.append, [(str(log), f"{n}") for n in range(200)], chunksize=1)
+    assert len(sent) > 2
+    assert sorted(log.read_text().split()) == sorted(["one", *map(str, range(200))])

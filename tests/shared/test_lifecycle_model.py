@@ -28,6 +28,7 @@ from farpool.shared import keys
 from farpool.shared.broker import Broker, NotRegisteredError
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag
 from farpool.worker.registration import Registration
+from tests.support.transitions import complete as record
 
 QUEUE = "default"
 ATTEMPTS = 2
@@ -157,7 +158,7 @@ class Lifecycle(RuleBasedStateMachine):
             else:
                 job.outcomes.append(outcome)
                 job.status = {"chunk": None, "ok": "finished", "failed": "failed"}[how]
-        assert self.broker.complete(node, completions).result() == (stale, [], [])
+        assert record(self.broker, node, *completions) == stale
 
     @rule(taken=claims, other=claims, lost=st.booleans())
     def release(self, taken: tuple[str, Claim], other: tuple[str, Claim], lost: bool) -> None:

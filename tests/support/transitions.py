@@ -76,7 +76,11 @@ def completion(
 
 def complete(broker: Broker, node: str, *completions: Completion) -> int:
     """Record completions; returns the number of stale ones."""
-    return broker.complete(node, completions).result().stale
+    chunks = [job for job in completions if job.how == "chunk"]
+    others = [job for job in completions if job.how != "chunk"]
+    calls = [broker.complete_chunks(node, chunks)] if chunks else []
+    calls += [broker.complete(node, others)] if others else []
+    return sum(call.result().stale for call in calls)
 
 
 def waiting(client: Redis, queue: str = "low") -> str:

@@ -229,15 +229,18 @@ def test_what_rq_decided_meanwhile_stays_so(broker: Broker, client: Redis, statu
 
 
 def test_a_job_whose_keys_are_not_rqs_takes_no_other_along(broker: Broker, client: Redis) -> None:
-    add(broker, "a", tag=CHUNK)
+    add(broker, "ae", tag=CHUNK)
     add(broker, "bcd")
     claims = take(broker)
     client.set(keys.result_stream("c"), "no stream", ex=9)
-    client.delete(keys.job("d"))
-    client.set(keys.job("d"), "no hash", ex=9)
-    batch = [completion(claim, 1, "chunk" if claim.id == "a" else "ok") for claim in claims]
-    assert broker.complete("a", batch).result() == (0, [], ["c", "d"])
-    assert broker.outcomes("5e55", "a") == [b"chunk 1"]
+    for name in "de":
+        client.delete(keys.job(name))
+        client.set(keys.job(name), "no hash", ex=9)
+    chunks = [completion(claim, 1, "chunk") for claim in claims if claim.tag.chunk]
+    others = [completion(claim) for claim in claims if not claim.tag.chunk]
+    assert broker.complete_chunks("a", chunks).result() == (0, [], ["e"])
+    assert broker.complete("a", others).result() == (0, [], ["c", "d"])
+    assert broker.outcomes("5e55", "ae") == [b"chunk 1", None]
     assert len(job(client, "b").results()) == 1
     assert not broker.claimed("a")
 
