@@ -17,22 +17,42 @@ import farpool
 from farpool import demo as demonstration
 from farpool import run as programs
 from farpool.producer.inspect import Overview, overview
-from farpool.shared import connection
+from farpool.shared import connection, signing
 from farpool.shared.broker import LEASE_SECONDS
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
 from farpool.worker.config import NodeConfig, default_name
 from farpool.worker.node import Node
 
-_url = click.option(
-    "--url",
-    envvar=connection.URL_VARIABLE,
-    show_envvar=True,
-    help="Server: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... (TLS) or unix:///PATH.",
-)
 _LOOK_SECONDS = 0.5
 
 _queue = click.option("--queue", default="default", show_default=True, help="Name of the queue.")
+
+
+def _keep_secret(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    # In the environment tasks have it too, which may use pools of their own.
+    if path is not None:
+        os.environ[signing.FILE_VARIABLE] = path
+
+
+def _url(command: Any) -> Any:
+    """Give a command the options that say which server it uses, and what it may trust."""
+    url = click.option(
+        "--url",
+        envvar=connection.URL_VARIABLE,
+        show_envvar=True,
+        help="Server: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... (TLS) or unix:///PATH.",
+    )
+    secret = click.option(
+        "--secret-file",
+        envvar=signing.FILE_VARIABLE,
+        show_envvar=True,
+        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+        expose_value=False,
+        callback=_keep_secret,
+        help=f"Keys that sign what is sent, one a line; or set {signing.SECRET_VARIABLE}.",
+    )
+    return url(secret(command))
 
 
 class _Command(click.Group):

@@ -13,12 +13,12 @@ from farpool.producer.cluster import NO_TIMEOUT, ClusterBackend
 from farpool.producer.options import Options
 from farpool.producer.sender import INLINE_BYTES
 from farpool.producer.session import Session
-from farpool.shared import payload
+from farpool.shared import payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.chunks import Chunk, Kind
 from farpool.shared.connection import connect
 from farpool.shared.jobs import NewJob, Tag
-from farpool.shared.stored import InSession, Stored
+from farpool.shared.stored import Stored
 
 RESULT_SECONDS = 86_400
 """How long results are kept after the last one came."""
@@ -100,14 +100,16 @@ def _send(
     options: Options,
 ) -> str:
     session = Session(broker)
-    fields = {_RECORD: json.dumps(record).encode()}
+    known = json.dumps(record).encode()
+    # Under the call's id, so that one call's record does not do for another.
+    fields = {_RECORD: broker.signer.seal(session.id, known) if broker.signer else known}
 
     def kept(what: str, data: bytes) -> bytes | Stored:
         if len(data) <= INLINE_BYTES:
             return data
         payload.check_size(f"the {what} with its data", len(data), MAX_PAYLOAD)
         fields[what] = data
-        return InSession(session.id, what)
+        return broker.reference(session.id, what, data)
 
     setup = None if initialize is None else (initialize[0], kept("initializer", initialize[1]))
     # The function sees what the pool's initializer has set.
@@ -144,6 +146,13 @@ def _batches(
 
 
 def record_of(broker: Broker, call_id: str) -> Record | None:
-    """Return what is known of a detached call; None if there is none of this id (any more)."""
+    """Return what is known of a detached call; None if there is none of this id (any more).
+
+    Raises:
+        SignatureError: there is a secret, and the record is not signed with it.
+    """
     stored = broker.stored(call_id, _RECORD)
-    return None if stored is None else Record(*json.loads(stored))
+    if stored is None:
+        return None
+    known = broker.signer.open(call_id, stored) if broker.signer else signing.unsealed(stored)
+    return Record(*json.loads(known))

@@ -8,7 +8,6 @@ import time
 from typing import Any, Self, cast
 
 from redis import Redis
-from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.results import Result
 
@@ -17,6 +16,7 @@ from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, time_le
 from farpool.shared import nesting, outcome
 from farpool.shared.broker import Broker
 from farpool.shared.errors import NoResultError, TimeoutError
+from farpool.shared.signed_job import SignedJob
 
 log = logging.getLogger("farpool.producer")
 
@@ -26,7 +26,7 @@ _UNFINISHED = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatu
 _WITHOUT_RESULT = (None, JobStatus.CANCELED, JobStatus.STOPPED)
 
 
-class Job(RQJob):
+class Job(SignedJob):
     """An RQ job whose result can be waited for, from any process that knows its id.
 
     `Job.fetch(id, connection=...)` finds the job that any other process enqueued.
@@ -53,6 +53,7 @@ class Job(RQJob):
         Raises:
             TimeoutError: the job has not ended in time (also a multiprocessing.TimeoutError).
             NoResultError: it was stopped, canceled or deleted.
+            SignatureError: there is a secret, and the result is not signed with it.
             RemoteError: RQ's own code ran it, which keeps only the traceback's text.
             BaseException: the exception that the task raised, its remote traceback as the cause.
         """
@@ -78,9 +79,10 @@ class Job(RQJob):
         broker = Broker(self.connection)
         entries, status = broker.results_of(self.id, self._after, max(seconds, 0.001))
         if entries and status not in _UNFINISHED:
-            entry_id, fields = entries[-1]
-            return Result.restore(
-                self.id, entry_id, fields, connection=self.connection, serializer=self.serializer
+            # Read again together with its signature, if there is a secret.
+            last = entries[-1] if broker.signer is None else broker.latest_result(self.id)
+            return last and Result.restore(
+                self.id, *last, connection=self.connection, serializer=self.checked_serializer
             )
         if entries:
             # Of an earlier run: the job is being retried, or its id was used again.

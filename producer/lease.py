@@ -63,7 +63,7 @@ class Lease:
             there = self._broker.renew_session(self._session, self._seconds)
             fields = {name: data} if there else self._fields
             self._broker.store(self._session, fields, self._seconds)
-        return InSession(self._session, name)
+        return self._broker.reference(self._session, name, data)
 
     def unstore(self, stored: InSession) -> None:
         """Remove what `store` kept."""

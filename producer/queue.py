@@ -18,7 +18,7 @@ from rq.utils import parse_timeout
 from farpool.producer.group import Group
 from farpool.producer.job import Job
 from farpool.producer.session import Session
-from farpool.shared import functions, keys, payload
+from farpool.shared import functions, keys, payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
 from farpool.shared.errors import ConfigError
@@ -94,8 +94,9 @@ class Queue(RQQueue):
         job_id = f"{session}-{next(self._numbers)}"
         description = options.pop("description", None) or call.describe(args, kwargs)
         job = NewJob(job_id, call.data(args, kwargs), description)
-        self._push([job], Tag(session), options)
-        return self._made(job, options)
+        tag = Tag(session)
+        self._push([job], tag, options)
+        return self._made(job, tag, options)
 
     def enqueue_map(
         self,
@@ -184,19 +185,21 @@ class Queue(RQQueue):
             failure_ttl=parse_timeout(options.get("failure_ttl")),
         )
 
-    def _made(self, new: NewJob, options: dict[str, Any]) -> Job:
-        job = Job(new.id, connection=self.connection, serializer=self.serializer)
-        job.restore(
-            {
-                b"data": new.data,
-                b"description": new.description.encode(),
-                b"origin": self.name.encode(),
-                b"status": b"queued",
-                b"timeout": str(
-                    parse_timeout(options.get("job_timeout")) or self._default_timeout
-                ).encode(),
-            }
-        )
+    def _made(self, new: NewJob, tag: Tag, options: dict[str, Any]) -> Job:
+        timeout = parse_timeout(options.get("job_timeout")) or self._default_timeout
+        fields = {
+            "data": new.data,
+            "description": new.description.encode(),
+            "origin": self.name.encode(),
+            "status": b"queued",
+            "timeout": str(timeout).encode(),
+            "farpool": tag.encode().encode(),
+        }
+        signer = self._broker.signer
+        if signer is not None:
+            fields[signing.JOB_FIELD] = signer.sign_job(new.id, tag.encode(), new.data)
+        job = Job(new.id, connection=self.connection)
+        job.restore(fields)
         return job
 
 

@@ -16,7 +16,7 @@ from rq.results import Result
 
 from farpool.shared import keys, outcome
 from farpool.shared.broker import Broker
-from farpool.shared.errors import NoResultError
+from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.jobs import NewJob, Tag
 
 log = logging.getLogger("farpool.producer")
@@ -203,9 +203,12 @@ class Session:
 
     def _by_rq(self, job_id: str, status: str | None) -> bytes | None:
         if status in (JobStatus.FINISHED, JobStatus.FAILED):
-            entries = self._broker.announcements({keys.result_stream(job_id): "0-0"}, 0.001)
-            for _, entry, fields in reversed(entries):
-                return outcome_of_record(self._broker, job_id, entry, fields)
+            try:
+                record = self._broker.latest_result(job_id)
+            except SignatureError as error:
+                return outcome.of_error(error)[0]
+            if record is not None:
+                return outcome_of_record(self._broker, job_id, *record)
         if status is None:
             status = "deleted or has expired"
         elif status not in (JobStatus.CANCELED, JobStatus.STOPPED):

@@ -7,9 +7,10 @@ from contextvars import Token
 from typing import Any
 
 from redis import Redis
-from rq.job import Job, _current_job
+from rq.job import _current_job
 
 from farpool.shared.connection import connect
+from farpool.shared.signed_job import SignedJob
 
 _RETRIES = 60
 """About half a minute: a task rides out a restart of the server."""
@@ -21,7 +22,7 @@ def connection(url: str) -> Redis:
     return connect(url, check=False, retries=_RETRIES)
 
 
-class CurrentJob(Job):
+class CurrentJob(SignedJob):
     """The job of the running task; reads its record only when an attribute is looked at."""
 
     def __init__(self, job_id: str, url: str) -> None:

@@ -38,6 +38,10 @@ class PayloadError(FarpoolError):
     """A payload is none that farpool can read, or is too large to be sent."""
 
 
+class SignatureError(FarpoolError):
+    """A job, function or result is refused: nobody with the secret has signed it."""
+
+
 class TimeoutError(FarpoolError, multiprocessing.TimeoutError, builtins.TimeoutError):
     """A result was not ready in time; also a `multiprocessing.TimeoutError`."""
 

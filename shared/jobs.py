@@ -75,6 +75,8 @@ class Claim(NamedTuple):
     description: bytes
     tag: Tag
     lifecycle: bool
+    refused: str = ""
+    """Why the job must not be run, because its signature is not right."""
 
 
 class Completion(NamedTuple):
@@ -100,7 +102,7 @@ class Completion(NamedTuple):
 def claim_of(job: Sequence[Any]) -> Claim:
     """Read a claim from what scripts/claim.lua returns for a job."""
     job_id, execution, queue, lifecycle, fields = job
-    data, timeout, result_ttl, failure_ttl, description, tag = fields
+    data, timeout, result_ttl, failure_ttl, description, tag = fields[:6]
     return Claim(
         job_id.decode(), execution.decode(), queue.decode(), data, timeout or b"",
         result_ttl or b"", failure_ttl or b"", description or b"", Tag.decode(tag or b""),

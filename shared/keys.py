@@ -17,6 +17,9 @@ SUSPENDED = f"{PREFIX}:suspended"
 NODES = f"{PREFIX}:farpool:nodes"
 """Sorted set: node name -> end of its lease (server time, seconds since the epoch)."""
 
+QUARANTINE = f"{PREFIX}:farpool:quarantine"
+"""List of JSON texts: what nodes have refused, the latest first."""
+
 
 def check_queue(name: object) -> None:
     """Refuse what is no name of a queue.

@@ -12,15 +12,18 @@ from collections.abc import Iterator
 
 from rq import SimpleWorker
 from rq.executions import Execution
-from rq.job import Job
 
-from farpool.shared import isolation
+from farpool.shared import isolation, signing
 from farpool.shared.current_job import connection
+from farpool.shared.signed_job import PlainSerializer, SignedJob
 
 
 @contextlib.contextmanager
 def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
-    worker = SimpleWorker(queues, name=node, connection=connection(url), prepare_for_work=False)
+    worker = SimpleWorker(
+        queues, name=node, connection=connection(url), prepare_for_work=False,
+        job_class=SignedJob, serializer=PlainSerializer if signing.from_environment() else None,
+    )  # fmt: skip
     try:
         yield worker
     finally:
@@ -30,7 +33,7 @@ def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
 def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
     """Run a started job and record its outcome, as a stock worker named `node` would."""
     client = connection(url)
-    job = Job.fetch(job_id, connection=client)
+    job = SignedJob.fetch(job_id, connection=client)
     execution = Execution(execution_id, job_id, connection=client, worker_name=node)
     with _worker(url, node, [job.origin]) as worker:
         worker.perform_job(job, worker.queues[0], execution)
@@ -38,7 +41,7 @@ def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
 
 def enqueue_dependents(url: str, node: str, job_id: str) -> None:
     """Enqueue the jobs that waited only for the finished job `job_id`."""
-    job = Job.fetch(job_id, connection=connection(url))
+    job = SignedJob.fetch(job_id, connection=connection(url))
     with _worker(url, node, [job.origin]) as worker:
         worker.queues[0].enqueue_dependents(job)
         if job.get_status() == "finished" and job.result_ttl == 0:

@@ -17,6 +17,7 @@ from farpool.shared.errors import FunctionNotFoundError, PayloadError
 
 PROTOCOL = 5
 _MAIN = b"__main__"
+_MOST_BYTES = 1 << 29
 
 
 def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> bytes:
@@ -123,12 +124,16 @@ def decompress(data: bytes) -> bytes:
     """Undo the zlib compression of RQ's stock producers; ours send plain bytes.
 
     Raises:
-        PayloadError: if `data` looks compressed and is not whole.
+        PayloadError: if `data` looks compressed and is not whole, or is larger than any payload.
     """
     # A pickle of protocol 2 or later opens with 0x80, a zlib stream (as rq writes it) with 0x78.
     if data[:1] != b"\x78":
         return data
+    stream = zlib.decompressobj()
     try:
-        return zlib.decompress(data)
+        found = stream.decompress(data, _MOST_BYTES)
     except zlib.error as error:
         raise PayloadError(f"the job's data is neither a pickle nor zlib data: {error}") from None
+    if not stream.eof:
+        raise PayloadError("the job's zlib data is not whole, or too large")
+    return found

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from farpool.shared import current_job, keys
-from farpool.shared.errors import PayloadError
+from farpool.shared import current_job, keys, signing
+from farpool.shared.errors import PayloadError, SignatureError
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,26 @@ class InSession:
 
     session: str
     field: str
+    digest: bytes = b""
+    """Of what is kept, if there is a secret; whoever refers to it is signed."""
 
     def read(self) -> bytes:
         """Return what is kept; only in a task.
 
         Raises:
             PayloadError: it is there no more, because its call has ended.
+            SignatureError: it is not what was put there.
             RedisError: the server did not answer.
         """
         found = current_job.client().hget(keys.session(self.session), self.field)
         if found is None:
             raise _gone()
-        return cast(bytes, found)
+        data = cast(bytes, found)
+        if self.digest and self.digest != signing.digest(data):
+            raise SignatureError(
+                "the function of the call was altered on the server: it is refused"
+            )
+        return data
 
 
 Stored = InFile | InSession

@@ -14,6 +14,7 @@ from redis import Redis
 
 from farpool.shared.connection import URL_VARIABLE, connect
 from farpool.shared.server import EmbeddedServer
+from farpool.shared.signing import FILE_VARIABLE, SECRET_VARIABLE
 from tests.support.leaks import leaked_keys
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
@@ -73,7 +74,8 @@ def where(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(autouse=True)
 def _no_url_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    for name in (URL_VARIABLE, SECRET_VARIABLE, FILE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import rq
@@ -15,19 +11,9 @@ from rq.job import Job as RQJob
 
 from farpool import Queue, RemoteError
 from tests.support import tasks
-from tests.support.nodes import ROOT, NodeProcess
+from tests.support.nodes import NodeProcess
+from tests.support.stock import run_rq
 from tests.support.waiting import wait_for
-
-
-def run_rq(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the `rq` command."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("rq"), *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_a_stock_producer(node: NodeProcess, url: str, client: Redis) -> None:

@@ -48,6 +48,8 @@ class Claims:
         self._prefix = uuid.uuid4().hex[:12]
         self._count = 0
         self._calls: deque[tuple[Call[list[Claim] | None], int]] = deque()
+        self.refused: list[Claim] = []
+        """Jobs that are not to be run, because nobody with the secret has signed them."""
 
     def request(self, limit: int) -> None:
         """Ask the server for up to `limit` jobs; `receive` has the answer."""
@@ -77,16 +79,16 @@ class Claims:
             raise
         if claims is None:
             return None
-        for claim in claims:
-            self._held[claim.execution] = claim
+        wanted = [claim for claim in claims if not claim.refused]
+        refused = [claim for claim in claims if claim.refused]
         now = time.time()
-        try:
-            self._start([(claim, now) for claim in claims if claim.lifecycle])
-        except BaseException:
-            for claim in claims:
-                del self._held[claim.execution]
-            raise
-        return [self._task(claim) for claim in claims]
+        # Held only once nothing can fail: `reconcile` gives back what is not.
+        self._start([(claim, now) for claim in wanted if claim.lifecycle])
+        if refused:
+            self._broker.quarantine(self._node, refused)
+            self.refused += refused
+        self._held.update((claim.execution, claim) for claim in wanted)
+        return [self._task(claim) for claim in wanted]
 
     def _task(self, claim: Claim) -> frames.Task:
         label = claim.description.partition(b"(")[0].decode("utf-8", "replace")

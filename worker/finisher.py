@@ -8,12 +8,13 @@ import socket
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterable
 
 from farpool.shared import outcome, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker, Completed
 from farpool.shared.call import Call
 from farpool.shared.dispatcher import Crashed, Done, Printed, TimedOut
-from farpool.shared.errors import PayloadError, WorkerLostError
+from farpool.shared.errors import PayloadError, SignatureError, WorkerLostError
 from farpool.shared.jobs import Claim, Completion
 
 log = logging.getLogger("farpool.node")
@@ -101,6 +102,12 @@ class Finisher:
         seconds = late.task.timeout
         body, text = _error(late.error(self._host))
         self._add(claim, "failed", time.time() - seconds, seconds, body, text)
+
+    def refused(self, claims: Iterable[Claim]) -> None:
+        """Fail jobs that must not be run."""
+        for claim in claims:
+            log.error("refused: %s", claim.refused)
+            self.failed(claim, SignatureError(claim.refused))
 
     def failed(self, claim: Claim, error: Exception) -> None:
         """Fail a job for a reason that lies outside of its task."""

@@ -26,6 +26,7 @@ from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedO
 from farpool.shared.errors import StartError
 from farpool.shared.events import Blocked
 from farpool.shared.jobs import Claim
+from farpool.shared.signing import SECRET_VARIABLE as SECRET
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
 from farpool.worker.finisher import Finisher
@@ -118,6 +119,11 @@ class Node:
             self.config.processes,
             ", ".join(self.config.queues),
         )
+        signer = self._broker.signer
+        if signer is None:
+            log.info("%s is not set: whoever can write to the server can run code here", SECRET)
+        else:
+            log.info("runs only what is signed with the secret; keys: %d", signer.count)
         try:
             self._dispatcher.start()
             while not self._finished():
@@ -248,7 +254,9 @@ class Node:
         if tasks is None:
             self._claim_at = time.monotonic() + SUSPENDED_SECONDS
             return
-        self._queues_empty = not tasks
+        self._queues_empty = not tasks and not self._claims.refused
+        self._finisher.refused(self._claims.refused)
+        self._claims.refused.clear()
         if self._queues_empty:
             self._waiter.arm()
         self._dispatcher.add(tasks)

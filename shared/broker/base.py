@@ -8,7 +8,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.commands.core import Script
 
-from farpool.shared import keys
+from farpool.shared import keys, signing
 
 RESULT_SECONDS = 500
 """How long results are kept where nobody says otherwise; RQ's own default."""
@@ -28,10 +28,15 @@ class BaseBroker:
 
     Args:
         client: a redis-py client that returns bytes.
+
+    Raises:
+        ConfigError: the environment's secret cannot be used.
     """
 
     def __init__(self, client: Redis) -> None:
         self.client = client
+        self.signer = signing.from_environment()
+        """Signs what is sent and checks what comes; None without a secret."""
 
     def _script(self, name: str) -> Script:
         text = files("farpool.shared").joinpath("scripts", f"{name}.lua").read_text()

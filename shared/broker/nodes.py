@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -9,12 +10,14 @@ from typing import Any, NamedTuple, cast
 
 from redis.commands.core import Script
 
-from farpool.shared import keys
+from farpool.shared import keys, payload, signing
 from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker
 from farpool.shared.call import Call
+from farpool.shared.errors import FarpoolError
 from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso
 
 _OUTPUT_LINES = 10_000
+_QUARANTINED = 10_000
 
 
 class NotRegisteredError(Exception):
@@ -56,14 +59,44 @@ class NodeBroker(BaseBroker):
             NotRegisteredError: (by the result) the node has no lease.
         """
         names = [keys.NODES, keys.claims(node), keys.SUSPENDED, *map(keys.queue, queues)]
-        args = [node, limit, keys.job(""), execution, keys.session(""), *queues]
+        signed = "1" if self.signer else ""
+        args = [node, limit, keys.job(""), execution, keys.session(""), signed, *queues]
 
         def read(reply: list[Any]) -> list[Claim] | None:
             if reply[0] == -1:
                 raise NotRegisteredError(node)
-            return [claim_of(job) for job in reply[1:]] if reply[0] else None
+            return [self._checked(job) for job in reply[1:]] if reply[0] else None
 
         return Call(self.client, self._claim, names, args, read)
+
+    def _checked(self, job: list[Any]) -> Claim:
+        claim = claim_of(job)
+        if self.signer is None:
+            return claim
+        names = ("farpool", signing.JOB_FIELD, *signing.CALLBACK_FIELDS)
+        try:
+            data = payload.decompress(claim.data)
+            self.signer.check_job(claim.id, dict(zip(names, job[4][5:], strict=True)), data)
+        except FarpoolError as error:
+            return claim._replace(refused=str(error))
+        return claim
+
+    def quarantine(self, node: str, refused: Sequence[Claim]) -> None:
+        """Note which jobs a node has refused; the latest 10,000 are kept."""
+        at = iso(time.time())
+        notes = [
+            json.dumps(
+                {
+                    "job": claim.id, "queue": claim.queue, "node": node, "at": at,
+                    "bytes": len(claim.data), "reason": claim.refused,
+                }
+            )
+            for claim in refused
+        ]  # fmt: skip
+        with self.client.pipeline() as pipe:
+            pipe.lpush(keys.QUARANTINE, *notes)
+            pipe.ltrim(keys.QUARANTINE, 0, _QUARANTINED - 1)
+            pipe.execute()
 
     @cached_property
     def _start(self) -> Script:
@@ -97,9 +130,20 @@ class NodeBroker(BaseBroker):
             args += (
                 job.id, job.execution, job.queue, job.how, iso(job.started), iso(job.ended),
                 repr(job.started), repr(job.ended), job.ttl, job.tag.session,
-                "1" if job.tag.announce else "", job.outcome, job.record,
+                "1" if job.tag.announce else "", self._sealed(job), job.record,
+                self._signature(job),
             )  # fmt: skip
         return Call(self.client, self._complete, names, args, _completed)
+
+    def _sealed(self, job: Completion) -> bytes:
+        return job.outcome if self.signer is None else self.signer.seal(job.id, job.outcome)
+
+    def _signature(self, job: Completion) -> bytes:
+        if self.signer is None:
+            return b""
+        if job.how == "failed":
+            return self.signer.sign_failure(job.id, job.record)
+        return self.signer.sign_outcome(job.id, job.outcome)
 
     @cached_property
     def _complete_chunks(self) -> Script:
@@ -120,7 +164,7 @@ class NodeBroker(BaseBroker):
         prefix = keys.job("")
         for chunk in chunks:
             names.append(prefix + chunk.id)
-            args += (chunk.id, chunk.execution, chunk.outcome)
+            args += (chunk.id, chunk.execution, self._sealed(chunk))
         return Call(self.client, self._complete_chunks, names, args, _completed)
 
     @cached_property

@@ -9,10 +9,12 @@ from typing import Any, cast
 
 from redis.commands.core import Script
 
-from farpool.shared import keys
+from farpool.shared import keys, outcome, signing
 from farpool.shared.broker.base import RESULT_SECONDS, BaseBroker
 from farpool.shared.call import exchange
+from farpool.shared.errors import SignatureError
 from farpool.shared.jobs import NewJob, Tag, iso
+from farpool.shared.stored import InSession
 
 _ENQUEUE_BATCH = 500
 _SENT_SECONDS = 60
@@ -60,9 +62,10 @@ class ProducerBroker(BaseBroker):
             LeaseEndedError: the session's lease has ended.
         """
         now = iso(time.time())
+        text = tag.encode()
         shared: list[Any] = [
             "status", "queued", "origin", queue, "created_at", now, "enqueued_at", now,
-            "timeout", timeout, "farpool", tag.encode(),
+            "timeout", timeout, "farpool", text,
         ]  # fmt: skip
         options = (("ttl", ttl), ("result_ttl", result_ttl), ("failure_ttl", failure_ttl),
                    ("farpool_attempts", lost or None))  # fmt: skip
@@ -71,7 +74,8 @@ class ProducerBroker(BaseBroker):
                 shared += (name, value)
         head = [
             "front" if at_front else "back", "" if ttl is None else ttl,
-            "" if again else _SENT_SECONDS, "1" if tag.leased else "", len(shared), *shared,
+            "" if again else _SENT_SECONDS, "1" if tag.leased else "", "1" if self.signer else "",
+            len(shared), *shared,
         ]  # fmt: skip
         batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
         for batch in reversed(batches) if at_front else batches:
@@ -83,6 +87,8 @@ class ProducerBroker(BaseBroker):
             for job in reversed(batch) if at_front else batch:
                 names.append(keys.job(job.id))
                 args += job
+                if self.signer is not None:
+                    args.append(self.signer.sign_job(job.id, text, job.data))
             if self._enqueue(names, args) == -1:
                 raise LeaseEndedError(tag.session)
 
@@ -109,8 +115,20 @@ class ProducerBroker(BaseBroker):
         return dict(zip(ids, texts, strict=True))
 
     def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
-        """Return the outcomes of jobs of a session, None where there is none (yet)."""
-        return cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
+        """Return the outcomes of jobs of a session, None where there is none (yet).
+
+        One that is not signed, where there is a secret, counts as a `SignatureError`.
+        """
+        found = cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
+        return [data and self._opened(name, data) for name, data in zip(ids, found, strict=True)]
+
+    def _opened(self, job_id: str, data: bytes) -> bytes:
+        if self.signer is None:
+            return signing.unsealed(data)
+        try:
+            return self.signer.open(job_id, data)
+        except SignatureError as error:
+            return outcome.of_error(error)[0]
 
     def renew_session(self, session: str, seconds: float) -> bool:
         """Keep a session's hash for `seconds` from now; returns whether it was there still."""
@@ -128,6 +146,11 @@ class ProducerBroker(BaseBroker):
     def stored(self, session: str, field: str) -> bytes | None:
         """Return a field of a session's hash; None if there is none (any more)."""
         return cast("bytes | None", self.client.hget(keys.session(session), field))
+
+    def reference(self, session: str, field: str, data: bytes) -> InSession:
+        """Return what refers to a field of a session's hash that holds `data`."""
+        digest = b"" if self.signer is None else signing.digest(data)
+        return InSession(session, field, digest)
 
     def unstore(self, session: str, field: str) -> None:
         """Remove a field of a session's hash."""
@@ -188,6 +211,23 @@ class ProducerBroker(BaseBroker):
             for entry, fields in entries
         ]
         return found, status.decode() if status else None
+
+    def latest_result(self, job_id: str) -> tuple[str, dict[bytes, bytes]] | None:
+        """Return the last (entry id, fields) in RQ's stream of a job's results, if there is one.
+
+        Raises:
+            SignatureError: there is a secret, and it is not signed.
+        """
+        with self.client.pipeline() as pipe:
+            pipe.xrevrange(keys.result_stream(job_id), count=1)
+            pipe.hget(keys.job(job_id), signing.RESULT_FIELD)
+            entries, signature = pipe.execute()
+        if not entries:
+            return None
+        entry, fields = entries[0]
+        if self.signer is not None:
+            self.signer.check_record(job_id, fields, signature)
+        return entry.decode(), fields
 
     def served(self, queue: str) -> bool:
         """Return whether any worker, ours or RQ's, is registered for a queue."""

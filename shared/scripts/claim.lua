@@ -3,10 +3,12 @@
 -- same step, so that a job is always in a queue or in a claim.
 -- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag, 4.. queues
 -- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids,
---       5 prefix of the hashes of sessions, then the name of each queue
+--       5 prefix of the hashes of sessions, 6 "1" to return signatures, else "",
+--       then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, job, ...} with each job = {id, execution, queue, lifecycle, fields} and fields =
---          {data, timeout, result_ttl, failure_ttl, description, tag}
+--          {data, timeout, result_ttl, failure_ttl, description, tag, signature, callbacks ...},
+--          the last five only if asked for
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return {-1}
@@ -41,7 +43,7 @@ local function abandoned(tag)
 end
 
 for k = 4, #KEYS do
-  local queue = ARGV[k + 2]
+  local queue = ARGV[k + 3]
   local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or {}
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
@@ -61,6 +63,11 @@ for k = 4, #KEYS do
         redis.call('PERSIST', key)
       end
       job[7], job[8] = nil, nil
+      if ARGV[6] ~= '' then
+        job[7], job[8], job[9], job[10], job[11] = unpack(redis.call('HMGET', key,
+          'farpool_signature', 'success_callback_name', 'failure_callback_name',
+          'stopped_callback_name', 'webhooks'))
+      end
       local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue

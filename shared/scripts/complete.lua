@@ -10,7 +10,7 @@
 --       since the epoch), seconds to keep the result ("" default, "-1" for ever, "0" not at all;
 --       a session's results are kept at least as long as ARGV[3], and not for ever),
 --       session or "", "1" to announce it to the session, outcome, and what RQ's stream gets: the
---       return value or the traceback, encoded as RQ does, or ""
+--       return value or the traceback, encoded as RQ does, or "", and the signature of that or ""
 --       how is "ok", "failed" or "recorded" (by RQ's code); chunks have complete_chunks.lua
 -- Returns: {number of completions that were dropped because they came too late,
 --          {id of an ended job with dependents, ...},
@@ -19,7 +19,7 @@ local call, pcall = redis.call, redis.pcall
 local prefix, node = ARGV[1], ARGV[2]
 local epoch = tonumber(call('TIME')[1])
 local count = (#KEYS - 3) / 3
-local WIDTH, BASE = 13, 3
+local WIDTH, BASE = 14, 3
 -- Whoever enqueues the dependents of a job needs it that long.
 local DEPENDED_SECONDS = 60
 
@@ -65,6 +65,9 @@ local function record(i, a, ok)
   end
   call('HSET', job, 'status', ok and 'finished' or 'failed', 'started_at', ARGV[a + 5],
     'ended_at', ARGV[a + 6], 'worker_name', node)
+  if ARGV[a + 14] ~= '' then
+    call('HSET', job, 'farpool_result_signature', ARGV[a + 14])
+  end
   local keep = ttl ~= '' and ttl or (ok and '500' or '31536000')
   local list = group(ok and finished or failed, queue)
   if keep == '-1' then

@@ -7,13 +7,15 @@
 -- ARGV: 1 "front" or "back", 2 seconds until an unstarted job expires or "",
 --       3 seconds to keep the mark, "" to look for each job instead,
 --       4 "1" if the session needs a lease, else "",
---       5 count n of shared strings, then n strings (field, value, ...) for every job,
---       then for each job: id, data, description
+--       5 "1" if the jobs are signed, else "",
+--       6 count n of shared strings, then n strings (field, value, ...) for every job,
+--       then for each job: id, data, description, and its signature if they are signed
 -- Returns: number of jobs added; -1 if the lease of the session has ended
 local push = ARGV[1] == 'front' and 'LPUSH' or 'RPUSH'
 local ttl = ARGV[2]
 local again = ARGV[3] == ''
-local shared = tonumber(ARGV[5])
+local signed = ARGV[5] ~= ''
+local shared = tonumber(ARGV[6])
 if ARGV[4] ~= '' and redis.call('EXISTS', KEYS[4]) == 0 then
   return -1
 end
@@ -22,13 +24,17 @@ if not again and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
 end
 local fields = {}
 for i = 1, shared do
-  fields[i] = ARGV[5 + i]
+  fields[i] = ARGV[6 + i]
 end
 fields[shared + 1] = 'data'
 fields[shared + 3] = 'description'
+if signed then
+  fields[shared + 5] = 'farpool_signature'
+end
 
 redis.call('SADD', KEYS[1], KEYS[2])
-local at = 6 + shared
+local at = 7 + shared
+local width = signed and 4 or 3
 local ids = {}
 for k = 6, #KEYS do
   local id = ARGV[at]
@@ -37,13 +43,16 @@ for k = 6, #KEYS do
   if not known then
     fields[shared + 2] = ARGV[at + 1]
     fields[shared + 4] = ARGV[at + 2]
+    if signed then
+      fields[shared + 6] = ARGV[at + 3]
+    end
     redis.call('HSET', KEYS[k], unpack(fields))
     if ttl ~= '' then
       redis.call('EXPIRE', KEYS[k], ttl)
     end
     ids[#ids + 1] = id
   end
-  at = at + 3
+  at = at + width
 end
 if #ids > 0 then
   redis.call(push, KEYS[2], unpack(ids))

@@ -8,7 +8,7 @@ from redis import Redis
 
 # Jobs that wait and registries are there on purpose; nothing else without an end may be.
 _ACCOUNTED = (b"rq:queues", b"rq:queue:", b"rq:finished:", b"rq:failed:", b"rq:canceled:",
-              b"rq:deferred:", b"rq:scheduled:")  # fmt: skip
+              b"rq:deferred:", b"rq:scheduled:", b"rq:farpool:quarantine")  # fmt: skip
 
 
 def leaked_keys(client: Redis) -> list[str]:

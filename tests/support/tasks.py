@@ -136,6 +136,17 @@ def on_success(job: Any, connection: Any, result: Any) -> None:
     connection.set("called back", str(result))
 
 
+def on_failure(job: Any, connection: Any, *error: Any) -> None:
+    """Note the exception at the server."""
+    connection.set("called back", str(error[1]))
+
+
+def meta_of_current_job() -> list[str]:
+    """Return the names in the current job's meta."""
+    job: Any = get_current_job()
+    return list(job.meta)
+
+
 def note_in_meta(text: str) -> str:
     """Save `text` in the current job's meta; returns the job's id."""
     job: Any = get_current_job()

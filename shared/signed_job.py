@@ -1,0 +1,152 @@
+"""RQ's Job where there is a secret: only what a holder of the secret wrote is unpickled."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import zlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from redis import Redis
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.serializers import DefaultSerializer, resolve_serializer
+from rq.utils import decode_redis_hash
+
+from farpool.shared import outcome, payload, signing
+from farpool.shared.errors import FarpoolError, SignatureError
+
+_PLAIN = {
+    "builtins": {"bytearray", "complex", "frozenset", "range", "set", "slice"},
+    "collections": {"OrderedDict", "deque"},
+    "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
+    "decimal": {"Decimal"},
+    "uuid": {"UUID", "SafeUUID"},
+}
+
+
+class UnsignedJobError(SignatureError, NoSuchJobError):
+    """A job is not as anybody with the secret wrote it; for RQ's code there is no such job."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _PLAIN.get(module, ()):
+            return super().find_class(module, name)
+        raise SignatureError(
+            f"{module}.{name} is refused where nothing is signed: with a secret a job's meta holds "
+            "plain data, and its result is read with get()"
+        )
+
+
+class PlainSerializer:
+    """An RQ serializer that unpickles nothing but plain data: numbers, texts, dates, lists, ..."""
+
+    dumps: ClassVar[Any] = DefaultSerializer.dumps
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        """Unpickle plain data.
+
+        Raises:
+            SignatureError: it holds anything else.
+        """
+        return _PlainUnpickler(io.BytesIO(data)).load()
+
+
+class _Vouched(PlainSerializer):
+    """Unpickles freely what it was made for.
+
+    Args:
+        data: bytes whose signature was found right.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def loads(self, data: bytes) -> Any:  # type: ignore[override]
+        return pickle.loads(data) if data == self._data else super().loads(data)
+
+
+class SignedJob(Job):
+    """An RQ job that is signed when it is saved, and checked when it is read.
+
+    Without a secret it is RQ's own in every respect.
+    """
+
+    _tag = b""
+
+    def __init__(
+        self, id: Any = None, connection: Redis | None = None, serializer: Any = None
+    ) -> None:
+        self._signer = signing.from_environment()
+        if self._signer is not None and resolve_serializer(serializer) is DefaultSerializer:
+            serializer = PlainSerializer
+        super().__init__(id, connection, serializer)
+
+    def restore(self, raw_data: Mapping[Any, Any]) -> None:
+        """Take the fields of the job's hash.
+
+        Raises:
+            UnsignedJobError: they are not as anybody with the secret wrote them.
+            NoSuchJobError: they are no job's.
+        """
+        if self._signer is not None:
+            fields = decode_redis_hash(dict(raw_data))
+            try:
+                data = payload.decompress(fields.get("data", b""))
+                self._signer.check_job(self.id, fields, data)
+            except FarpoolError as error:
+                raise UnsignedJobError(str(error)) from None
+            self._tag = fields.get("farpool", b"")
+            if isinstance(self.serializer, _Vouched) or self.serializer is PlainSerializer:
+                self.serializer = _Vouched(data)
+        super().restore(raw_data)
+
+    @property
+    def checked_serializer(self) -> Any:
+        """The serializer for results whose signature was found right."""
+        guarded = isinstance(self.serializer, _Vouched) or self.serializer is PlainSerializer
+        return DefaultSerializer if guarded else self.serializer
+
+    @classmethod
+    def fetch_many(cls, job_ids: Any, connection: Redis, serializer: Any = None) -> list[Any]:
+        """Find jobs by their ids; None for those that are not there, or not signed."""
+        try:
+            return super().fetch_many(job_ids, connection, serializer)
+        except UnsignedJobError:
+            return [cls._fetched(job_id, connection, serializer) for job_id in job_ids]
+
+    @classmethod
+    def _fetched(cls, job_id: str, connection: Redis, serializer: Any) -> Any:
+        try:
+            return cls.fetch(job_id, connection, serializer)
+        except NoSuchJobError:
+            return None
+
+    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
+        """Return the fields of the job's hash, with their signature."""
+        fields: dict[str, Any] = super().to_dict(include_meta, include_result)
+        if self._signer is not None:
+            signed = {name: str(fields.get(name, "")).encode() for name in signing.CALLBACK_FIELDS}
+            signed["farpool"] = self._tag
+            fields[signing.JOB_FIELD] = self._signer.sign_fields(self.id, signed, self.data)
+        return fields
+
+    def _handle_success(self, result_ttl: Any, pipeline: Any, *args: Any, **kwargs: Any) -> None:
+        super()._handle_success(result_ttl, pipeline, *args, **kwargs)
+        if self._signer is not None:
+            value = self._result
+            body = outcome.NONE if value is None else outcome.RESULT + self.serializer.dumps(value)
+            self._sign_result(pipeline, self._signer.sign_outcome(self.id, body))
+
+    def _handle_failure(self, exc_string: str, pipeline: Any, *args: Any, **kwargs: Any) -> None:
+        super()._handle_failure(exc_string, pipeline, *args, **kwargs)
+        if self._signer is not None:
+            record = base64.b64encode(zlib.compress(exc_string.encode()))
+            self._sign_result(pipeline, self._signer.sign_failure(self.id, record))
+
+    def _sign_result(self, pipeline: Any, signature: bytes) -> None:
+        pipeline.hset(self.key, signing.RESULT_FIELD, signature)
