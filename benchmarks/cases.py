@@ -13,6 +13,7 @@ from itertools import takewhile
 from benchmarks import machine, pools
 from benchmarks.harness import PROCESSES, Bench, Row, seconds
 from benchmarks.tasks import millisecond, square
+from farpool import Queue
 
 
 def enqueue(bench: Bench) -> list[Row]:
@@ -33,6 +34,20 @@ def drain(bench: Bench) -> list[Row]:
         Row(f"  rq worker-pool -n {PROCESSES}", f"{theirs:,.0f} jobs/s"),
         Row("  times RQ", f"{rate / theirs:.0f}", "30", rate >= 30 * theirs),
     ]
+
+
+def signatures(bench: Bench) -> list[Row]:
+    """Jobs per second off a full queue with a secret, beside those without one."""
+    count = bench.size(20_000)
+    with bench.node(), bench.secret():
+        signed = Queue("signed", connection=bench.client)
+        with bench.node(signed):
+            pairs = [
+                (bench.drain_rate(square, count, signed), bench.drain_rate(square, count))
+                for _ in range(7)
+            ]
+    part = 100 * statistics.median(ours / plain for ours, plain in pairs)
+    return [Row("drain with signatures", f"{part:.0f} % of that", "85 %", part >= 85)]
 
 
 def end_to_end(bench: Bench) -> list[Row]:
@@ -123,6 +138,7 @@ def _run_many(bench: Bench, count: int) -> None:
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "enqueue": enqueue,
     "drain": drain,
+    "signatures": signatures,
     "end-to-end": end_to_end,
     "round-trip": round_trip,
     "short-tasks": short_tasks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from rq.suspension import resume, suspend
 from farpool import Queue
 from farpool.shared.connection import connect
 from farpool.shared.server import EmbeddedServer
+from farpool.shared.signing import SECRET_VARIABLE
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
 
@@ -50,13 +52,23 @@ class Bench:
         return max(1, full // 10) if self.quick else full
 
     @contextlib.contextmanager
-    def node(self) -> Iterator[NodeProcess]:
-        """Run a node that has done some work already."""
+    def node(self, queue: Queue | None = None) -> Iterator[NodeProcess]:
+        """Run a node that has done some work already, on the default queue or another."""
         from benchmarks.tasks import square
 
-        with NodeProcess(self.url, processes=PROCESSES) as node:
-            self.queue.enqueue_map(square, range(2000)).get(60)
+        queue = queue or self.queue
+        with NodeProcess(self.url, queue.name, processes=PROCESSES) as node:
+            queue.enqueue_map(square, range(2000)).get(60)
             yield node
+
+    @contextlib.contextmanager
+    def secret(self) -> Iterator[None]:
+        """Give what is started inside of this a secret."""
+        os.environ[SECRET_VARIABLE] = secrets.token_hex(32)
+        try:
+            yield
+        finally:
+            del os.environ[SECRET_VARIABLE]
 
     @contextlib.contextmanager
     def rq_workers(self) -> Iterator[None]:
@@ -75,16 +87,19 @@ class Bench:
             pool.terminate()
             pool.wait(60)
 
-    def drain_rate(self, function: Callable[[int], Any], count: int) -> float:
+    def drain_rate(
+        self, function: Callable[[int], Any], count: int, queue: Queue | None = None
+    ) -> float:
         """Return how many jobs per second the running workers take off a full queue.
 
         They are held by RQ's own suspension until all jobs are there; the clock runs from the
         first job finished after that to the last.
         """
-        registry = "rq:finished:default"
+        queue = queue or self.queue
+        registry = f"rq:finished:{queue.name}"
         suspend(self.client)
         before = self.client.zcard(registry)
-        self.queue.enqueue_map(function, range(count), result_ttl=3600)
+        queue.enqueue_map(function, range(count), result_ttl=3600)
         # An RQ worker that was waiting for a job takes one even now.
         first = self.client.zcard(registry)
         resume(self.client)

@@ -37,6 +37,7 @@ _RECORD_KINDS = {b"1": b"sealed", b"2": b"failure"}
 _SEALED = b"S"
 _SIZE = 32
 _INLINE_BYTES = 1 << 16
+_LENGTHS = [struct.Struct(f"<{count}Q") for count in range(8)]
 
 
 class Signer:
@@ -57,9 +58,11 @@ class Signer:
 
     def accepts(self, signature: bytes | None, kind: bytes, parts: Sequence[bytes]) -> bool:
         """Return whether a holder of one of the keys has signed this."""
-        return signature is not None and any(
-            hmac.compare_digest(_digest(blank, kind, parts), signature) for blank in self._blank
-        )
+        if signature is not None:
+            for blank in self._blank:
+                if hmac.compare_digest(_digest(blank, kind, parts), signature):
+                    return True
+        return False
 
     def seal(self, name: str, data: bytes) -> bytes:
         """Return bytes with their signature as what goes by this name."""
@@ -71,7 +74,7 @@ class Signer:
         Raises:
             SignatureError: nobody with the secret has sealed it under this name.
         """
-        signature, data = sealed[1 : 1 + _SIZE], sealed[1 + _SIZE :]
+        signature, data = self.signature_of(sealed), sealed[1 + _SIZE :]
         parts = (name.encode(), data)
         if sealed[:1] != _SEALED or not self.accepts(signature, b"sealed", parts):
             raise SignatureError(refusal(name, signed=sealed[:1] == _SEALED))
@@ -102,6 +105,11 @@ class Signer:
     def sign_failure(self, job_id: str, record: bytes) -> bytes:
         """Return the signature of a failure's traceback, encoded as in RQ's stream of results."""
         return self.sign(b"failure", (job_id.encode(), record))
+
+    @staticmethod
+    def signature_of(sealed: bytes) -> bytes:
+        """Return the signature in what `seal` returned."""
+        return sealed[1 : 1 + _SIZE]
 
     def sign_outcome(self, job_id: str, data: bytes) -> bytes:
         """Return the signature that `seal` gives a job's outcome."""
@@ -159,7 +167,7 @@ def _job(job_id: str, fields: Mapping[str, bytes], data: bytes) -> tuple[bytes, 
 
 def _digest(blank: hmac.HMAC, kind: bytes, parts: Sequence[bytes]) -> bytes:
     # With its length before each part, no two lists of parts read the same.
-    head = struct.pack(f"<{len(parts)}Q", *map(len, parts))
+    head = _LENGTHS[len(parts)].pack(*map(len, parts))
     made = blank.copy()
     if len(parts[-1]) < _INLINE_BYTES:
         made.update(b"".join((kind, b" ", head, *parts)))

@@ -18,6 +18,7 @@ from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso
 
 _OUTPUT_LINES = 10_000
 _QUARANTINED = 10_000
+_SIGNED_FIELDS = ("farpool", signing.JOB_FIELD, *signing.CALLBACK_FIELDS)
 
 
 class NotRegisteredError(Exception):
@@ -73,10 +74,9 @@ class NodeBroker(BaseBroker):
         claim = claim_of(job)
         if self.signer is None:
             return claim
-        names = ("farpool", signing.JOB_FIELD, *signing.CALLBACK_FIELDS)
+        fields = dict(zip(_SIGNED_FIELDS, job[4][5:], strict=False))
         try:
-            data = payload.decompress(claim.data)
-            self.signer.check_job(claim.id, dict(zip(names, job[4][5:], strict=True)), data)
+            self.signer.check_job(claim.id, fields, payload.decompress(claim.data))
         except FarpoolError as error:
             return claim._replace(refused=str(error))
         return claim
@@ -127,23 +127,22 @@ class NodeBroker(BaseBroker):
         for job in completions:
             key = job_prefix + job.id
             names += (key, stream_prefix + job.id, key + ":dependents")
+            sealed, signature = self._signed(job)
             args += (
                 job.id, job.execution, job.queue, job.how, iso(job.started), iso(job.ended),
                 repr(job.started), repr(job.ended), job.ttl, job.tag.session,
-                "1" if job.tag.announce else "", self._sealed(job), job.record,
-                self._signature(job),
+                "1" if job.tag.announce else "", sealed, job.record, signature,
             )  # fmt: skip
         return Call(self.client, self._complete, names, args, _completed)
 
-    def _sealed(self, job: Completion) -> bytes:
-        return job.outcome if self.signer is None else self.signer.seal(job.id, job.outcome)
-
-    def _signature(self, job: Completion) -> bytes:
+    def _signed(self, job: Completion) -> tuple[bytes, bytes]:
+        """Return a job's outcome, sealed, and the signature of its record."""
         if self.signer is None:
-            return b""
+            return job.outcome, b""
+        sealed = self.signer.seal(job.id, job.outcome)
         if job.how == "failed":
-            return self.signer.sign_failure(job.id, job.record)
-        return self.signer.sign_outcome(job.id, job.outcome)
+            return sealed, self.signer.sign_failure(job.id, job.record)
+        return sealed, self.signer.signature_of(sealed)
 
     @cached_property
     def _complete_chunks(self) -> Script:
@@ -164,7 +163,8 @@ class NodeBroker(BaseBroker):
         prefix = keys.job("")
         for chunk in chunks:
             names.append(prefix + chunk.id)
-            args += (chunk.id, chunk.execution, self._sealed(chunk))
+            sealed = self.signer.seal(chunk.id, chunk.outcome) if self.signer else chunk.outcome
+            args += (chunk.id, chunk.execution, sealed)
         return Call(self.client, self._complete_chunks, names, args, _completed)
 
     @cached_property

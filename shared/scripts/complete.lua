@@ -63,11 +63,12 @@ local function record(i, a, ok)
   if type(added) == 'table' and added.err then
     return false
   end
-  call('HSET', job, 'status', ok and 'finished' or 'failed', 'started_at', ARGV[a + 5],
-    'ended_at', ARGV[a + 6], 'worker_name', node)
+  local fields = {'status', ok and 'finished' or 'failed', 'started_at', ARGV[a + 5],
+    'ended_at', ARGV[a + 6], 'worker_name', node}
   if ARGV[a + 14] ~= '' then
-    call('HSET', job, 'farpool_result_signature', ARGV[a + 14])
+    fields[9], fields[10] = 'farpool_result_signature', ARGV[a + 14]
   end
+  call('HSET', job, unpack(fields))
   local keep = ttl ~= '' and ttl or (ok and '500' or '31536000')
   local list = group(ok and finished or failed, queue)
   if keep == '-1' then
