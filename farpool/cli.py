@@ -16,8 +16,8 @@ from redis.exceptions import RedisError
 import farpool
 from farpool import demo as demonstration
 from farpool import run as programs
-from farpool.producer.inspect import Overview, overview
-from farpool.shared import connection, signing
+from farpool.producer.inspect import Overview, overview, refusals
+from farpool.shared import connection, keys, signing
 from farpool.shared.broker import LEASE_SECONDS
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
@@ -285,3 +285,17 @@ def _show(found: Overview) -> None:
     for queue in found.queues:
         states = ", ".join(f"{count} {state}" for state, count in queue.jobs.items())
         click.echo(f"  {queue.name}: {states}")
+    if found.refused:
+        click.echo(f"{found.refused} jobs refused, see: farpool refused")
+
+
+@main.command()
+@_url
+@click.option("--clear", is_flag=True, help="Forget them.")
+def refused(url: str | None, clear: bool) -> None:
+    """Show the jobs that nodes have not run because of their signatures, as lines of JSON."""
+    client = connection.connect(_require(url))
+    for note in refusals(client):
+        click.echo(note)
+    if clear:
+        client.delete(keys.QUARANTINE)

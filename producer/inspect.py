@@ -9,6 +9,7 @@ from typing import cast
 from redis import Redis
 from rq import Queue
 
+from farpool.shared import keys
 from farpool.shared.broker import Broker
 
 
@@ -34,10 +35,11 @@ class QueueInfo:
 
 @dataclass(frozen=True)
 class Overview:
-    """Nodes and queues, by name."""
+    """Nodes and queues, by name, and how many jobs nodes have refused."""
 
     nodes: list[NodeInfo]
     queues: list[QueueInfo]
+    refused: int
 
 
 def overview(client: Redis) -> Overview:
@@ -74,8 +76,20 @@ def overview(client: Redis) -> Overview:
         }
         queues.append(QueueInfo(queue.name, jobs))
     return Overview(
-        sorted(nodes, key=lambda node: node.name), sorted(queues, key=lambda queue: queue.name)
+        sorted(nodes, key=lambda node: node.name),
+        sorted(queues, key=lambda queue: queue.name),
+        client.llen(keys.QUARANTINE),
     )
+
+
+def refusals(client: Redis) -> list[str]:
+    """Return what nodes have refused, the latest first, each as a JSON text.
+
+    Raises:
+        RedisError: the server does not answer.
+    """
+    notes = cast("list[bytes]", client.lrange(keys.QUARANTINE, 0, -1))
+    return [note.decode("utf-8", "replace") for note in notes]
 
 
 def _kept(client: Redis, registry: str) -> int:

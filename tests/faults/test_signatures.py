@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import pytest
 import rq
+from click.testing import CliRunner
 from redis import Redis
 from rq.job import Job as RQJob
 from rq.registry import StartedJobRegistry
 
 import farpool
-from farpool import Pool, Queue, SignatureError
+from farpool import Pool, Queue, SignatureError, cli
 from farpool.shared import keys, lifecycle, outcome, signing
 from farpool.shared.signing import SECRET_VARIABLE
 from tests.support import tasks
@@ -124,7 +125,11 @@ def test_nothing_runs_that_is_not_signed(
     assert {ours.id, theirs.id, foreign.id} == set(
         rq.Queue(connection=client).failed_job_registry.get_job_ids()
     )
-    notes = quarantined(client)
+    shown = CliRunner().invoke(cli.main, ["info", "--url", url])
+    assert "jobs refused, see: farpool refused" in shown.output
+    shown = CliRunner().invoke(cli.main, ["refused", "--clear", "--url", url])
+    notes = [json.loads(line) for line in shown.output.splitlines()]
+    assert not quarantined(client)
     assert {note["job"] for note in notes} >= {ours.id, theirs.id, foreign.id}
     assert all(note["node"] == node.name and "refused" in note["reason"] for note in notes)
     assert "is not signed: it is refused" in node.output
