@@ -44,7 +44,8 @@ def is_text(raw: bytes) -> bool:
 
 def of_another_type(error: ResponseError) -> bool:
     """Tell whether a key holds another type than the command is for."""
-    return str(error).startswith("WRONGTYPE")
+    # In a pipeline, the command comes before it.
+    return "WRONGTYPE " in str(error)
 
 
 class BaseBroker:
