@@ -84,4 +84,5 @@ class Registration:
         if not self._broker.claimed(self._name):
             # Otherwise it ends by itself, and another node tries again.
             self._broker.end_lease(self._name)
+            self._broker.client.delete(keys.claims(self._name))
         self._worker.register_death()
