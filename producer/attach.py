@@ -78,7 +78,7 @@ class DetachedResult(MapResult):
         count = min(self._record.chunksize, self.total - start)
         failures: Mapping[int, Failure]
         try:
-            values, failures, _ = read(data)
+            values, failures, _ = read(data, count)
         except NoResultError:
             self._fail(NoResultError(f"the detached call {self.id} was canceled, or has expired"))
             return
@@ -154,6 +154,7 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
     Raises:
         NoResultError: there is no such call (any more); calls are known for 30 days, their
             results for one.
+        PayloadError: what is kept under this id is no call.
         ConfigError, ServerUnavailableError, UnsupportedServerError: no usable server at `url`.
     """
     where = url_or_default(url)

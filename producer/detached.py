@@ -6,6 +6,7 @@ Pool.map_async(..., detached=True) --start--> rq:farpool:session:ID  --attach(id
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from farpool.shared import payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, Broker
 from farpool.shared.chunks import Chunk, Kind
 from farpool.shared.connection import connect
+from farpool.shared.errors import PayloadError
 from farpool.shared.jobs import NewJob, Tag
 from farpool.shared.stored import Stored
 
@@ -150,9 +152,26 @@ def record_of(broker: Broker, call_id: str) -> Record | None:
 
     Raises:
         SignatureError: there is a secret, and the record is not signed with it.
+        PayloadError: what is kept under this id is no record of a call.
     """
     stored = broker.stored(call_id, _RECORD)
     if stored is None:
         return None
     known = broker.signer.open(call_id, stored) if broker.signer else signing.unsealed(stored)
-    return Record(*json.loads(known))
+    return read_record(call_id, known)
+
+
+def read_record(call_id: str, stored: bytes) -> Record:
+    """Read what `start` wrote of a call; raises as `record_of`."""
+    try:
+        found = json.loads(stored)
+    except (ValueError, RecursionError):
+        found = None
+    match found:
+        case [str(queue), int(total), int(chunksize), bool(single)] if (
+            0 <= total <= sys.maxsize and chunksize > 0
+        ):
+            return Record(queue, total, chunksize, single)
+    raise PayloadError(
+        f"what is kept of the detached call {call_id!r} is no record: {stored[:60]!r}"
+    )

@@ -11,6 +11,7 @@ from rq import Queue
 
 from farpool.shared import keys
 from farpool.shared.broker import Broker
+from farpool.shared.broker.producers import number, readable
 
 
 @dataclass(frozen=True)
@@ -52,34 +53,44 @@ def overview(client: Redis) -> Overview:
     nodes = [
         NodeInfo(
             name=node["name"],
-            processes=int(node.get("farpool_processes", 0)),
+            processes=number(node.get("farpool_processes", "")),
             state=node.get("state", "?"),
             queues=node.get("queues", ""),
-            finished=int(node.get("successful_job_count", 0)),
-            failed=int(node.get("failed_job_count", 0)),
+            finished=number(node.get("successful_job_count", "")),
+            failed=number(node.get("failed_job_count", "")),
         )
         for node in broker.nodes()
     ]
     claimed = broker.claimed_by_queue(node.name for node in nodes)
     queues = []
-    for queue in Queue.all(connection=client):
-        started = queue.started_job_registry.get_job_count(cleanup=False)
+    for name in broker.queues():
+        queue = Queue(name, connection=client)
+        now = int(time.time())
+        with client.pipeline(transaction=False) as pipe:
+            pipe.llen(queue.key)
+            pipe.zcard(queue.started_job_registry.key)
+            for registry in (queue.finished_job_registry, queue.failed_job_registry):
+                # What has not expired; RQ removes the rest at the next maintenance.
+                pipe.zcount(registry.key, now, "+inf")
+                pipe.zcount(registry.key, -1, -1)
+            for waiting in (
+                queue.deferred_job_registry,
+                queue.scheduled_job_registry,
+                queue.canceled_job_registry,
+            ):
+                pipe.zcard(waiting.key)
+            counts = [count or 0 for count in readable(pipe.execute(raise_on_error=False))]
+        queued, started, finished, for_ever, failed, failed_for_ever, *others = counts
         jobs = {
-            "queued": queue.count,
-            "claimed": max(0, claimed.get(queue.name, 0) - started),
+            "queued": queued,
+            "claimed": max(0, claimed.get(name, 0) - started),
             "started": started,
-            "finished": _kept(client, queue.finished_job_registry.key),
-            "failed": _kept(client, queue.failed_job_registry.key),
-            "deferred": queue.deferred_job_registry.get_job_count(cleanup=False),
-            "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
-            "canceled": queue.canceled_job_registry.get_job_count(cleanup=False),
+            "finished": finished + for_ever,
+            "failed": failed + failed_for_ever,
         }
-        queues.append(QueueInfo(queue.name, jobs))
-    return Overview(
-        sorted(nodes, key=lambda node: node.name),
-        sorted(queues, key=lambda queue: queue.name),
-        client.llen(keys.QUARANTINE),
-    )
+        jobs |= zip(("deferred", "scheduled", "canceled"), others, strict=True)
+        queues.append(QueueInfo(name, jobs))
+    return Overview(sorted(nodes, key=lambda node: node.name), queues, client.llen(keys.QUARANTINE))
 
 
 def refusals(client: Redis) -> list[str]:
@@ -90,12 +101,3 @@ def refusals(client: Redis) -> list[str]:
     """
     notes = cast("list[bytes]", client.lrange(keys.QUARANTINE, 0, -1))
     return [note.decode("utf-8", "replace") for note in notes]
-
-
-def _kept(client: Redis, registry: str) -> int:
-    """Count what has not expired; RQ removes the rest at the next maintenance."""
-    now = int(time.time())
-    with client.pipeline(transaction=False) as pipe:
-        pipe.zcount(registry, now, "+inf")
-        pipe.zcount(registry, -1, -1)
-        return sum(cast("list[int]", pipe.execute()))

@@ -6,6 +6,7 @@ Result, Stream   <--values and errors-- Sender <--outcomes-- Outstanding
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from farpool.producer.options import Options
 from farpool.producer.window import Window
 from farpool.shared import outcome, payload
 from farpool.shared.chunks import Chunk, Results
-from farpool.shared.errors import WorkerLostError
+from farpool.shared.errors import PayloadError, WorkerLostError
 from farpool.shared.stored import Stored
 
 INLINE_BYTES = 1 << 14
@@ -203,7 +204,7 @@ class Sender:
     def came_back(self, sent: Sent, data: bytes) -> None:
         """Take the outcome of a chunk: to the sink, or on its way again."""
         try:
-            values, failures, seconds = read(data)
+            values, failures, seconds = read(data, len(sent.items))
         except BaseException as error:
             self._give_back()
             self._whole_failed(sent, error)
@@ -228,7 +229,7 @@ class Sender:
         """Return the indices of the items that are to run again, in order."""
         tries = sent.failures + 1
         again = self._options.retries_after
-        return [i for i in sorted(failures) if again(outcome.error(failures[i]), tries)]
+        return [i for i in sorted(failures) if again(error_of(failures[i]), tries)]
 
     def _retry(self, sent: Sent, begin: int, end: int) -> None:
         tries = sent.failures + 1
@@ -259,17 +260,28 @@ class Sender:
 
 
 def error_of(failure: Failure) -> BaseException:
-    """Return the exception of a failure."""
-    return outcome.error(failure) if isinstance(failure, bytes) else failure
+    """Return the exception of a failure, or that it is none."""
+    if isinstance(failure, BaseException):
+        return failure
+    try:
+        return outcome.error(failure)
+    except PayloadError as error:
+        return error
 
 
-def read(data: bytes) -> Results:
-    """Return a chunk's values, its error outcomes by index, and the seconds that it ran.
+def read(data: bytes, count: int) -> Results:
+    """Return the values of a chunk of `count` items, its error outcomes by index, its seconds.
 
     Raises:
         BaseException: what kept the whole chunk from running.
+        PayloadError: the bytes are not what became of such a chunk.
     """
-    if outcome.is_error(data):
-        raise outcome.error(data)
-    values, failures, seconds = payload.loads(memoryview(data)[1:])
-    return values, failures, seconds
+    match outcome.result(data):
+        case (list(values), dict(failures), float(seconds)) if (
+            len(values) == count
+            and 0.0 <= seconds < math.inf
+            and all(type(index) is int and 0 <= index < count for index in failures)
+            and all(isinstance(failure, bytes) for failure in failures.values())
+        ):
+            return values, failures, seconds
+    raise PayloadError(f"what came back is not what became of a chunk of {count}")

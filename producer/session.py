@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from redis.exceptions import ResponseError
 from rq.job import JobStatus
 from rq.results import Result
 
 from farpool.shared import keys, outcome
-from farpool.shared.broker import Broker
+from farpool.shared.broker import Broker, of_another_type
 from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.jobs import NewJob, Tag
 
@@ -29,6 +30,7 @@ RECONCILE_SECONDS = 5.0
 """How long an outcome may go unannounced before its job is looked at."""
 _SLICE = 1000
 _MOMENT = 0.001
+_PID_DIGITS = 20
 
 
 def time_left(deadline: float, most: float) -> float:
@@ -144,7 +146,7 @@ class Session:
         announced: list[str] = []
         for stream, entry, fields in entries:
             if b"ids" in fields:
-                announced += fields[b"ids"].decode().split()
+                announced += fields[b"ids"].decode("utf-8", "replace").split()
             else:
                 self._show(fields)
             self._seen[stream] = entry
@@ -153,9 +155,14 @@ class Session:
     def _show(self, fields: dict[bytes, bytes]) -> None:
         if self._on_output is None:
             return
-        text = fields[b"text"].decode("utf-8", "replace")
+        host, pid, text = (
+            fields.get(name, b"").decode("utf-8", "replace") for name in (b"host", b"pid", b"text")
+        )
+        if not (pid.isascii() and pid.isdigit()):
+            log.warning("skipped what is no output of a task: %.60r", fields)
+            return
         try:
-            self._on_output(fields[b"host"].decode(), int(fields[b"pid"]), text)
+            self._on_output(host, int(pid[:_PID_DIGITS]), text)
         except Exception as error:
             # Where nothing can be shown, results still count.
             log.warning("what tasks print is no longer shown: %r", error)
@@ -207,6 +214,10 @@ class Session:
                 record = self._broker.latest_result(job_id)
             except SignatureError as error:
                 return outcome.of_error(error)[0]
+            except ResponseError as error:
+                if not of_another_type(error):
+                    raise
+                return _unreadable(job_id, error)
             if record is not None:
                 return outcome_of_record(self._broker, job_id, *record)
         if status is None:
@@ -218,10 +229,17 @@ class Session:
 
 def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]) -> bytes:
     """Make an outcome of an entry in RQ's stream of a job's results, as a stock worker wrote it."""
-    result = Result.restore(job_id, entry, fields, connection=broker.client)
+    try:
+        result = Result.restore(job_id, entry, fields, connection=broker.client)
+    except Exception as error:
+        return _unreadable(job_id, error)
     if result.type == Result.Type.SUCCESSFUL:
         return outcome.of_result(result.return_value, main_by_value=True)[0]
     return outcome.of_text(result.exc_string or f"job {job_id} failed")
+
+
+def _unreadable(job_id: str, error: Exception) -> bytes:
+    return outcome.of_error(NoResultError(f"the result of job {job_id} is none: {error!r}"))[0]
 
 
 def deadline_of(timeout: float | None) -> float:

@@ -14,7 +14,9 @@ from typing import NamedTuple
 from farpool.shared.errors import PayloadError
 
 _TASK = struct.Struct("<QBdHQ")
-_REPLY = struct.Struct("<BQddQQ")
+_REPLY = struct.Struct("<4sBQddQQ")
+_MAGIC = b"\xf5frp"
+"""Opens each reply: what a task may write into the pipe does not pass for one."""
 MAX_BYTES = 1 << 40
 """No payload is this large; a header that says so is garbage."""
 
@@ -92,8 +94,9 @@ def encode_task(task: Task) -> tuple[bytes, ...]:
 def encode_reply(reply: Reply) -> tuple[bytes, ...]:
     """Frame one reply; returns the parts of the frame."""
     head = _REPLY.pack(
-        reply.kind, reply.token, reply.started, reply.seconds, len(reply.body), len(reply.text)
-    )
+        _MAGIC, reply.kind, reply.token, reply.started, reply.seconds, len(reply.body),
+        len(reply.text),
+    )  # fmt: skip
     return head, reply.body, reply.text
 
 
@@ -159,31 +162,31 @@ class ReplyReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Reply]:
-        """Add bytes; returns the replies that are whole.
+    def feed(self, data: bytes) -> Iterator[Reply]:
+        """Add bytes; yields the replies that are whole.
 
         Raises:
-            PayloadError: the bytes are not reply frames.
+            PayloadError: the bytes that follow are not reply frames.
         """
         buffer = self._buffer
         buffer += data
-        replies = []
         at = 0
-        while len(buffer) - at >= _REPLY.size:
-            kind, token, started, seconds, body, text = _REPLY.unpack_from(buffer, at)
-            if kind not in KINDS or body > MAX_BYTES or text > MAX_BYTES:
-                raise PayloadError("a reply frame has an impossible kind or size")
-            start = at + _REPLY.size
-            middle = start + body
-            end = middle + text
-            if len(buffer) < end:
-                break
-            replies.append(
-                Reply(
+        try:
+            while len(buffer) - at >= _REPLY.size:
+                magic, kind, token, started, seconds, body, text = _REPLY.unpack_from(buffer, at)
+                if magic != _MAGIC or kind not in KINDS or max(body, text) > MAX_BYTES:
+                    raise PayloadError("a reply frame has an impossible head")
+                start = at + _REPLY.size
+                middle = start + body
+                end = middle + text
+                if len(buffer) < end:
+                    break
+                at = end
+                yield Reply(
                     kind, token, started, seconds, _cut(buffer, start, middle),
                     _cut(buffer, middle, end),
-                )
-            )  # fmt: skip
-            at = end
-        del buffer[:at]
-        return replies
+                )  # fmt: skip
+            if len(buffer) > at and not buffer.startswith(_MAGIC[: len(buffer) - at], at):
+                raise PayloadError("what follows a reply frame is none")
+        finally:
+            del buffer[:at]

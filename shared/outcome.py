@@ -89,7 +89,17 @@ def error(data: bytes) -> BaseException:
     """
     if not is_error(data):
         raise PayloadError(f"not an outcome: {data[:20]!r}")
-    pickled, name, message, text = payload.loads(data[1:])
+    try:
+        loaded = payload.loads(memoryview(data)[1:])
+    except Exception as reason:
+        raise PayloadError(f"an error outcome cannot be read: {reason!r}") from None
+    match loaded:
+        case (bytes() | None as pickled, str(name), str(message), str(text)):
+            return _rebuilt(pickled, name, message, text)
+    raise PayloadError(f"not an error outcome but {type(loaded).__name__}")
+
+
+def _rebuilt(pickled: bytes | None, name: str, message: str, text: str) -> BaseException:
     rebuilt: BaseException = RemoteError(name, message)
     if pickled is not None:
         try:

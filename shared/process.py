@@ -27,6 +27,7 @@ class Process:
         progressed: monotonic time when its first unanswered task came to be that, or when it
             began to have none.
         overdue: it was killed because its task has not kept to its hard limit.
+        garbled: it was killed because something else than replies came through its pipe.
         nudged: token of the task under which it was last asked to send its replies.
     """
 
@@ -40,6 +41,7 @@ class Process:
     blocked: bool = False
     progressed: float = 0.0
     overdue: bool = False
+    garbled: bool = False
     nudged: int = 0
     _out: deque[memoryview] = field(default_factory=deque)
     reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
@@ -72,6 +74,19 @@ class Process:
         """Return the unanswered task that the child has begun, if any."""
         cursor = self.marks.cursor
         return next((task for task in self.sent if task.token == cursor), None)
+
+    def charged(self) -> list[frames.Task]:
+        """Return the unanswered tasks that its death is charged to: the one that it runs.
+
+        Where replies were lost in garbage, it is the first that has none, lest it be put back for
+        ever, and all that may not run twice.
+        """
+        if not self.garbled:
+            running = self.running()
+            return [] if running is None else [running]
+        cursor = self.marks.cursor
+        begun = [task for task in self.sent if task.token <= cursor]
+        return begun[:1] + [task for task in begun[1:] if task.flags & frames.ONCE]
 
     def holds_back(self) -> bool:
         """Whether it has ended tasks whose replies it has not sent, and was not asked to."""
@@ -119,6 +134,8 @@ class Process:
 
 def describe_exit(process: Process) -> str:
     """Say how a dead child ended: `was killed by SIGSEGV`, `exited with code 3`."""
+    if process.garbled:
+        return "was killed because something wrote garbage into its pipe"
     code = process.process.exitcode
     if code is None:
         return "closed its pipe"

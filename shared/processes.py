@@ -172,17 +172,19 @@ class ProcessPool:
         while True:
             try:
                 data = process.sock.recv(_READ_BYTES)
-                replies = process.reader.feed(data)
-            except BlockingIOError:
-                if not died:
+            except (BlockingIOError, ConnectionError) as error:
+                if isinstance(error, BlockingIOError) and not died:
                     return
-                data, replies = b"", []
-            except (ConnectionError, PayloadError):
-                data, replies = b"", []
-            for reply in replies:
-                yield from self._replied(process, reply)
-                if process not in self.processes:
-                    return
+                data = b""
+            try:
+                for reply in process.reader.feed(data):
+                    yield from self._replied(process, reply)
+                    if process not in self.processes:
+                        return
+            except PayloadError:
+                log.error("process %d is killed: garbage came through its pipe", process.pid)
+                process.garbled = True
+                data = b""
             if not data:
                 yield from self._lost(process)
                 return
@@ -237,15 +239,18 @@ class ProcessPool:
             (nesting.begin if blocked else nesting.end)()
 
     def _lost(self, process: Process) -> Iterator[Event]:
-        running = process.running()
         self._forget(process)
         if process.process.exitcode is None:
             process.process.join(_DYING_SECONDS)
         process.kill()
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
-        unstarted = [task for task in process.sent if task is not running]
-        yield Lost(running, unstarted, process.pid, reason, process.timed_out())
+        charged = process.charged()
+        unstarted = [task for task in process.sent if task not in charged]
+        for task in charged[1:]:
+            yield Lost(task, [], process.pid, reason, False)
+        first = next(iter(charged), None)
+        yield Lost(first, unstarted, process.pid, reason, process.timed_out())
         if not process.ready:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:

@@ -43,6 +43,8 @@ class Finisher:
         self._newest = 0
         self.dropped = 0
         """Completions that came too late and were not recorded."""
+        self.broken = 0
+        """Outcomes for which there was no place, because a key holds something else."""
 
     def __len__(self) -> int:
         return len(self._completions) + len(self._lines) + len(self._calls)
@@ -192,8 +194,9 @@ class Finisher:
                 raise
             self.dropped += completed.stale
             dependents += completed.depended
+            self.broken += len(completed.broken)
             for job_id in completed.broken:
-                log.error("job %s has no outcome: its keys are not RQ's", job_id)
+                log.error("job %s has no outcome: its keys, or its session's, are no job's", job_id)
         return dependents
 
     def _take_back(self, batch: list[Completion]) -> None:

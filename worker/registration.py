@@ -80,6 +80,9 @@ class Registration:
         return found
 
     def unregister(self) -> None:
-        """Say goodbye; the node holds nothing any more."""
-        self._broker.end_lease(self._name)
+        """Say goodbye; the node holds nothing any more, but for what no queue would take."""
+        if not self._broker.claimed(self._name):
+            # Otherwise it ends by itself, and another node tries again.
+            self._broker.end_lease(self._name)
+            self._broker.client.delete(keys.claims(self._name))
         self._worker.register_death()

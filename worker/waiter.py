@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from farpool.shared import keys
+from farpool.shared.broker import of_another_type
 from farpool.shared.processes import ProcessPool
+
+log = logging.getLogger("farpool.node")
 
 BLOCK_SECONDS = 5.0
 _LATE_SECONDS = 5.0
@@ -34,6 +38,7 @@ class Waiter:
         self._queues = queues
         self._processes = processes
         self._blocked: dict[str, tuple[Any, float]] = {}
+        self._spoiled: set[str] = set()
         self.found = False
         """Whether a queue has had a job, or the server went away, since `arm`."""
 
@@ -41,7 +46,7 @@ class Waiter:
         """From now on, wake the loop once there is a job."""
         self.found = False
         for queue in self._queues:
-            if queue not in self._blocked:
+            if queue not in self._blocked and queue not in self._spoiled:
                 self._block(queue)
 
     def _block(self, queue: str) -> None:
@@ -65,6 +70,10 @@ class Waiter:
         self._processes.unwatch(connection._sock)
         try:
             job = connection.read_response()
+        except ResponseError as error:
+            self._connections.release(connection)
+            self._refused(queue, error)
+            return
         except (RedisError, OSError):
             self.found = True
             self._let_go(connection)
@@ -75,12 +84,26 @@ class Waiter:
         else:
             self.found = True
 
+    def _refused(self, queue: str, error: ResponseError) -> None:
+        if of_another_type(error):
+            # Looked at again with every sign of life, not at once.
+            log.error("nothing is taken from the queue %r, whose key is no list", queue)
+            self._spoiled.add(queue)
+        else:
+            self.found = True
+
     def _let_go(self, connection: Any) -> None:
         connection.disconnect()
         self._connections.release(connection)
 
     def check(self) -> None:
-        """Give up connections on which the server should have answered long ago."""
+        """Give up connections on which the server should have answered long ago.
+
+        Queues that were no lists are looked at again.
+        """
+        if self._spoiled:
+            self._spoiled.clear()
+            self.found = True
         overdue = time.monotonic() - BLOCK_SECONDS - _LATE_SECONDS
         if any(since < overdue for _, since in self._blocked.values()):
             self.reset()

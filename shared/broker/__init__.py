@@ -6,6 +6,7 @@ from farpool.shared.broker.base import (
     MAX_ATTEMPTS,
     MAX_PAYLOAD,
     RESULT_SECONDS,
+    of_another_type,
 )
 from farpool.shared.broker.nodes import Completed, NodeBroker, NotRegisteredError
 from farpool.shared.broker.producers import LeaseEndedError, ProducerBroker
@@ -20,6 +21,7 @@ __all__ = [
     "Completed",
     "LeaseEndedError",
     "NotRegisteredError",
+    "of_another_type",
 ]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
 from redis.commands.core import Script
+from redis.exceptions import ResponseError
 
 from farpool.shared import keys, signing
 
@@ -21,6 +24,28 @@ ABANDONED_SECONDS = 90
 beyond the lease, so that a node's janitor always comes first."""
 MAX_PAYLOAD = 500 * 1024 * 1024
 """Bytes that a call or a result may take pickled; Redis refuses a string of 512 MB."""
+
+_CLAIM = re.compile(rb"[cs] ([\w-]+) (.+)", re.DOTALL)
+
+
+def text(raw: bytes) -> str:
+    """Read what is shown or compared only, whatever it is."""
+    return raw.decode("utf-8", "replace")
+
+
+def is_text(raw: bytes) -> bool:
+    """Tell whether bytes can be a name, which is to be sent again."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def of_another_type(error: ResponseError) -> bool:
+    """Tell whether a key holds another type than the command is for."""
+    # In a pipeline, the command comes before it.
+    return "WRONGTYPE " in str(error)
 
 
 class BaseBroker:
@@ -45,16 +70,26 @@ class BaseBroker:
     def leases(self) -> dict[str, float]:
         """Return for each node the seconds that its lease has left; negative once it has ended."""
         now = self._now()
-        found = cast(Any, self.client.zrange(keys.NODES, 0, -1, withscores=True))
-        return {name.decode(): score - now for name, score in found}
+        found = self._read(self.client.zrange, keys.NODES, 0, -1, withscores=True) or []
+        return {name.decode(): score - now for name, score in found if is_text(name)}
 
     def claimed(self, node: str) -> dict[str, tuple[str, str]]:
-        """Return what a node holds as id -> (execution, queue)."""
+        """Return what a node holds as id -> (execution, queue), without what is no claim."""
         found = {}
-        for job_id, claim in cast(Any, self.client.hgetall(keys.claims(node))).items():
-            _, execution, queue = claim.decode().split(" ", 2)
-            found[job_id.decode()] = execution, queue
+        for job_id, claim in (self._read(self.client.hgetall, keys.claims(node)) or {}).items():
+            parts = _CLAIM.fullmatch(claim)
+            if parts is not None and is_text(job_id) and is_text(parts[2]):
+                found[job_id.decode()] = parts[1].decode(), parts[2].decode()
         return found
+
+    def _read(self, command: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Read a key; None if what it holds is of another type."""
+        try:
+            return command(*args, **options)
+        except ResponseError as error:
+            if not of_another_type(error):
+                raise
+            return None
 
     def _now(self) -> float:
         seconds, micros = self.client.time()

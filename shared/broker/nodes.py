@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from redis.commands.core import Script
+from redis.exceptions import ResponseError
 
 from farpool.shared import keys, payload, signing
-from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker
+from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker, is_text, text
 from farpool.shared.call import Call
 from farpool.shared.errors import FarpoolError
 from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso
+
+log = logging.getLogger("farpool.node")
 
 _OUTPUT_LINES = 10_000
 _QUARANTINED = 10_000
@@ -44,6 +48,9 @@ def _completed(reply: list[Any]) -> Completed:
 class NodeBroker(BaseBroker):
     """Claims jobs, records what became of them, and keeps what others may take over."""
 
+    refused = 0
+    """What waited in queues, or was in streams, and was nothing that could be worked with."""
+
     @cached_property
     def _claim(self) -> Script:
         return self._script("claim")
@@ -66,7 +73,12 @@ class NodeBroker(BaseBroker):
         def read(reply: list[Any]) -> list[Claim] | None:
             if reply[0] == -1:
                 raise NotRegisteredError(node)
-            return [self._checked(job) for job in reply[1:]] if reply[0] else None
+            if reply[0] == 0:
+                return None
+            for refused in reply[1]:
+                self.refused += 1
+                log.error("dropped %r, which waited in a queue and is no job", text(refused))
+            return [self._checked(job) for job in reply[2:]]
 
         return Call(self.client, self._claim, names, args, read)
 
@@ -208,7 +220,7 @@ class NodeBroker(BaseBroker):
         released, *jobs = rest
         return released, [
             Claim(
-                job_id.decode(), execution.decode(), queue.decode(), b"", b"", b"", b"", b"",
+                text(job_id), execution.decode(), text(queue), b"", b"", b"", b"", b"",
                 Tag.decode(tag), False,
             )
             for job_id, execution, queue, tag in jobs
@@ -237,11 +249,17 @@ class NodeBroker(BaseBroker):
         reply = cast(list[Any], self._heartbeat(names, args))
         if not reply:
             return None
-        lost, gone = ([name.decode() for name in part] for part in reply)
-        return lost, gone
+        lost, gone = reply
+        for name in lost:
+            if not is_text(name):
+                # No node has such a name, so none is waited for or taken over from.
+                self.client.zrem(keys.NODES, name)
+        return [name.decode() for name in lost if is_text(name)], [i.decode() for i in gone]
 
     def lease(self, node: str, seconds: float, processes: int) -> None:
         """Give a node a lease, so that it may hold claims, and say how many processes it has."""
+        if self.client.type(keys.NODES) not in (b"none", b"zset"):
+            self.client.delete(keys.NODES)
         self.client.hset(keys.worker(node), "farpool_processes", processes)
         self.client.zadd(keys.NODES, {node: self._now() + seconds})
 
@@ -249,11 +267,15 @@ class NodeBroker(BaseBroker):
         """Remove the lease of a node that holds nothing any more."""
         self.client.zrem(keys.NODES, node)
 
-    def output(self, lines: Iterable[tuple[str, str, int, str]]) -> None:
+    def output(self, lines: Sequence[tuple[str, str, int, str]]) -> None:
         """Send what tasks printed, each as (session, host, pid, text), to their callers."""
         with self.client.pipeline(transaction=False) as pipe:
             for session, host, pid, text in lines:
                 key = keys.output(session)
                 pipe.xadd(key, {"host": host, "pid": pid, "text": text}, maxlen=_OUTPUT_LINES)
                 pipe.expire(key, RESULT_SECONDS)
-            pipe.execute()
+            replies = pipe.execute(raise_on_error=False)
+        for (session, *_), reply in zip(lines, replies[::2], strict=True):
+            if isinstance(reply, ResponseError):
+                self.refused += 1
+                log.error("dropped what a task of session %s printed: %s", session, reply)

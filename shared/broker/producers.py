@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 from redis.commands.core import Script
+from redis.exceptions import ResponseError
 
 from farpool.shared import keys, outcome, signing
-from farpool.shared.broker.base import RESULT_SECONDS, BaseBroker
+from farpool.shared.broker.base import (
+    RESULT_SECONDS,
+    BaseBroker,
+    is_text,
+    of_another_type,
+    text,
+)
 from farpool.shared.call import exchange
 from farpool.shared.errors import SignatureError
 from farpool.shared.jobs import NewJob, Tag, iso
@@ -110,8 +118,8 @@ class ProducerBroker(BaseBroker):
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hget(keys.job(job_id), "status")
-            found = pipe.execute()
-        texts = (status.decode() if status else None for status in found)
+            found = readable(pipe.execute(raise_on_error=False))
+        texts = (text(status) if status else None for status in found)
         return dict(zip(ids, texts, strict=True))
 
     def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
@@ -210,7 +218,7 @@ class ProducerBroker(BaseBroker):
             (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
             for entry, fields in entries
         ]
-        return found, status.decode() if status else None
+        return found, text(status) if status else None
 
     def latest_result(self, job_id: str) -> tuple[str, dict[bytes, bytes]] | None:
         """Return the last (entry id, fields) in RQ's stream of a job's results, if there is one.
@@ -242,7 +250,7 @@ class ProducerBroker(BaseBroker):
     def processes(self, queue: str | None = None) -> int:
         """Return how many child processes the live nodes have, those of one queue if given."""
         return sum(
-            int(node.get("farpool_processes", 0))
+            number(node.get("farpool_processes", ""))
             for node in self.nodes()
             if queue is None or queue in node.get("queues", "").split(",")
         )
@@ -253,11 +261,18 @@ class ProducerBroker(BaseBroker):
         with self.client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(keys.worker(name))
-            records = pipe.execute()
+            records = readable(pipe.execute(raise_on_error=False))
         return [
-            {"name": name} | {k.decode(): v.decode("utf-8", "replace") for k, v in record.items()}
+            {text(k): text(v) for k, v in (record or {}).items()} | {"name": name}
             for name, record in zip(names, records, strict=True)
         ]
+
+    def queues(self) -> list[str]:
+        """Return the names of the queues that there have been."""
+        prefix = keys.queue("").encode()
+        found = self._read(self.client.smembers, keys.QUEUES) or ()
+        names = (key.removeprefix(prefix) for key in found if key.startswith(prefix))
+        return sorted(name.decode() for name in names if name and is_text(name))
 
     def claimed_by_queue(self, nodes: Iterable[str]) -> dict[str, int]:
         """Return for each queue the number of jobs that these nodes hold."""
@@ -266,6 +281,25 @@ class ProducerBroker(BaseBroker):
             for _, queue in self.claimed(node).values():
                 counts[queue] = counts.get(queue, 0) + 1
         return counts
+
+
+def number(field: str) -> int:
+    """Read a count of a record; 0 where it is none."""
+    return int(field) if re.fullmatch(r"[0-9]{1,18}", field) else 0
+
+
+def readable(replies: Sequence[Any]) -> list[Any]:
+    """Return the replies of a pipeline, None for each key that is of another type.
+
+    Raises:
+        RedisError: the server refused one for another reason.
+    """
+    for reply in replies:
+        if isinstance(reply, Exception) and not (
+            isinstance(reply, ResponseError) and of_another_type(reply)
+        ):
+            raise reply
+    return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
 def _entries(reply: Any) -> list[tuple[str, str, dict[bytes, bytes]]]:

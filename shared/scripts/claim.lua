@@ -6,19 +6,26 @@
 --       5 prefix of the hashes of sessions, 6 "1" to return signatures, else "",
 --       then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
---          {1, job, ...} with each job = {id, execution, queue, lifecycle, fields} and fields =
---          {data, timeout, result_ttl, failure_ttl, description, tag}, and if asked for the
---          signature and, without a tag, what it covers besides: three callbacks and the webhooks
+--          {1, {id of what waited and is no job, ...}, job, ...} with each job = {id, execution,
+--          queue, lifecycle, fields} and fields = {data, timeout, result_ttl, failure_ttl,
+--          description, tag}, and if asked for the signature and, without a tag, what it covers
+--          besides: three callbacks and the webhooks
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
-if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+-- A key of another type fails nothing: after a pop, that would lose jobs.
+if type(redis.pcall('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
   return {-1}
+end
+if redis.call('TYPE', KEYS[2]).ok ~= 'hash' then
+  -- What is there in place of claims would let none be recorded.
+  redis.call('DEL', KEYS[2])
 end
 if redis.call('EXISTS', KEYS[3]) == 1 then
   return {0}
 end
 local limit = tonumber(ARGV[2])
 local claims = {}
-local reply = {1}
+local refused = {}
+local reply = {1, refused}
 
 -- Whether RQ's own code has more to do around the job than to call it.
 local function lifecycle(key)
@@ -36,7 +43,7 @@ end
 local known = {}
 local function abandoned(tag)
   if known[tag] == nil then
-    local session = string.match(tag, '^(%x+) %a*l')
+    local session = string.match(tag, '^([0-9a-f]+) [dcom]*l[dcolm]* %d+ %d+%.?%d*$')
     known[tag] = session and redis.call('EXISTS', ARGV[5] .. session) == 0 or false
   end
   return known[tag]
@@ -44,16 +51,19 @@ end
 
 for k = 4, #KEYS do
   local queue = ARGV[k + 3]
-  local ids = limit > 0 and redis.call('LPOP', KEYS[k], limit) or {}
+  -- A queue that is no list has no jobs: the error is a table without any.
+  local ids = limit > 0 and redis.pcall('LPOP', KEYS[k], limit) or {}
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
     local job = redis.pcall('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
       'description', 'farpool', 'ttl', 'status')
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
-    local wanted = not job.err and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
-      and string.match(id, '^[%w_-]+$')
-    if wanted and job[6] and abandoned(job[6]) then
+    local sound = not job.err and string.match(id, '^[%w_-]+$')
+    local wanted = sound and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
+    if not sound then
+      refused[#refused + 1] = id
+    elseif wanted and job[6] and abandoned(job[6]) then
       redis.call('UNLINK', key)
     elseif wanted then
       if job[8] ~= 'queued' then

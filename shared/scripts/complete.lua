@@ -15,7 +15,9 @@
 -- Returns: {number of completions that were dropped because they came too late,
 --          {id of an ended job with dependents, ...},
 --          {id of a job whose keys are not RQ's records, so that it has no outcome, ...}}
-local call, pcall = redis.call, redis.pcall
+-- A key of another type costs no more than what would be written there: what failed halfway would
+-- lose the outcomes of others.
+local call = redis.pcall
 local prefix, node = ARGV[1], ARGV[2]
 local epoch = tonumber(call('TIME')[1])
 local count = (#KEYS - 3) / 3
@@ -29,6 +31,7 @@ for i = 1, count do
   dependents[i] = KEYS[i * 3 + 3]
 end
 local any_dependents = call('EXISTS', unpack(dependents)) > 0
+-- Without a hash of claims the error is a table that has none.
 local live = call('HMGET', KEYS[1], unpack(ids))
 
 local stale, depended, broken = 0, {}, {}
@@ -59,7 +62,7 @@ local function record(i, a, ok)
     entry[11] = ok and 'return_value' or 'exc_string'
     entry[12] = value
   end
-  local added = pcall('XADD', stream, '*', unpack(entry))
+  local added = call('XADD', stream, '*', unpack(entry))
   if type(added) == 'table' and added.err then
     return false
   end
@@ -107,7 +110,7 @@ for i = 1, count do
   else
     local ok = how ~= 'failed'
     local recorded = false
-    local status = how ~= 'recorded' and pcall('HGET', job, 'status')
+    local status = how ~= 'recorded' and call('HGET', job, 'status')
     if status == 'queued' or status == 'started' then
       if record(i, a, ok) then
         recorded = true
@@ -164,8 +167,11 @@ for queue, members in pairs(failed) do
 end
 for session, list in pairs(outcomes) do
   local key = prefix .. ':farpool:results:' .. session
-  call('HSET', key, unpack(list))
-  if call('TTL', key) < list.keep then
+  if type(call('HSET', key, unpack(list))) == 'table' then
+    for at = 1, #list, 2 do
+      broken[#broken + 1] = list[at]
+    end
+  elseif call('TTL', key) < list.keep then
     call('EXPIRE', key, list.keep)
   end
 end

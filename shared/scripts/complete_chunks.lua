@@ -9,7 +9,8 @@
 --       then for each chunk: id, execution, outcome
 -- Returns: {number of completions that were dropped because they came too late, {},
 --          {id of a chunk whose key is not a job, so that it has no outcome, ...}}
-local call, pcall = redis.call, redis.pcall
+-- As there, a key of another type costs no more than what would be written there.
+local call = redis.pcall
 local prefix, queue = ARGV[1], ARGV[2]
 local WIDTH, FIRST = 3, 7
 
@@ -32,7 +33,7 @@ for i, id in ipairs(ids) do
   else
     seen[id] = true
     settled[#settled + 1] = id
-    local status = pcall('HGET', KEYS[i + 5], 'status')
+    local status = call('HGET', KEYS[i + 5], 'status')
     if status == 'queued' or status == 'started' then
       dead[#dead + 1] = KEYS[i + 5]
       outcomes[#outcomes + 1] = id
@@ -58,8 +59,9 @@ if #settled > 0 then
 end
 if #done > 0 then
   call('DEL', unpack(dead))
-  call('HSET', KEYS[4], unpack(outcomes))
-  if call('TTL', KEYS[4]) < tonumber(ARGV[3]) then
+  if type(call('HSET', KEYS[4], unpack(outcomes))) == 'table' then
+    broken = done
+  elseif call('TTL', KEYS[4]) < tonumber(ARGV[3]) then
     call('EXPIRE', KEYS[4], ARGV[3])
   end
   if ARGV[5] == '1' then

@@ -19,6 +19,9 @@ local shared = tonumber(ARGV[6])
 if ARGV[4] ~= '' and redis.call('EXISTS', KEYS[4]) == 0 then
   return -1
 end
+-- Where one of these is something else, it fails here and has not left a mark yet.
+redis.call('LLEN', KEYS[2])
+redis.call('SADD', KEYS[1], KEYS[2])
 if not again and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
   return 0
 end
@@ -32,14 +35,13 @@ if signed then
   fields[shared + 5] = 'farpool_signature'
 end
 
-redis.call('SADD', KEYS[1], KEYS[2])
 local at = 7 + shared
 local width = signed and 4 or 3
 local ids = {}
 for k = 6, #KEYS do
   local id = ARGV[at]
   local known = again
-    and (redis.call('EXISTS', KEYS[k]) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1)
+    and (redis.call('EXISTS', KEYS[k]) == 1 or redis.pcall('HEXISTS', KEYS[5], id) == 1)
   if not known then
     fields[shared + 2] = ARGV[at + 1]
     fields[shared + 4] = ARGV[at + 2]

@@ -6,9 +6,12 @@
 --       execution for abandoned, then for each started job: id, execution, queue
 -- Returns: {{name of a node whose lease has ended, ...}, {id of a started job that was deleted or
 --          canceled, ...}}, or {} if the node is not registered (any more) and must register again
+-- A key of another type costs no more than what would be written there.
+local call = redis.pcall
 local now = redis.call('TIME')
 local epoch = tonumber(now[1])
-if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('EXISTS', KEYS[2]) == 0 then
+if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string'
+  or redis.call('TYPE', KEYS[2]).ok ~= 'hash' then
   return {}
 end
 local exact = epoch + tonumber(now[2]) / 1e6
@@ -20,17 +23,17 @@ local prefix, ttl = ARGV[6], tonumber(ARGV[7])
 local gone = {}
 for at = 8, #ARGV, 3 do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local status = redis.call('HGET', prefix .. ':job:' .. id, 'status')
-  if not status or status == 'canceled' then
+  local status = call('HGET', prefix .. ':job:' .. id, 'status')
+  if type(status) ~= 'string' or status == 'canceled' then
     gone[#gone + 1] = id
   end
   local key = prefix .. ':execution:' .. id .. ':' .. execution
-  if redis.call('EXISTS', key) == 1 then
-    redis.call('HSET', key, 'last_heartbeat', epoch)
-    redis.call('EXPIRE', key, ttl)
-    redis.call('ZADD', prefix .. ':wip:' .. queue, 'XX', epoch + ttl, id .. ':' .. execution)
-    redis.call('ZADD', prefix .. ':executions:' .. id, 'XX', epoch + ttl + 60, execution)
-    redis.call('EXPIRE', prefix .. ':executions:' .. id, ttl + 60)
+  if call('EXISTS', key) == 1 then
+    call('HSET', key, 'last_heartbeat', epoch)
+    call('EXPIRE', key, ttl)
+    call('ZADD', prefix .. ':wip:' .. queue, 'XX', epoch + ttl, id .. ':' .. execution)
+    call('ZADD', prefix .. ':executions:' .. id, 'XX', epoch + ttl + 60, execution)
+    call('EXPIRE', prefix .. ':executions:' .. id, ttl + 60)
   end
 end
-return {redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', exact), gone}
+return {call('ZRANGEBYSCORE', KEYS[1], '-inf', exact), gone}

@@ -7,56 +7,67 @@
 -- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts of a job whose producer said nothing of it
 -- Returns: {0} the lease has not ended after all; {1, jobs given back, exhausted, ...} with each
 --          exhausted job = {id, execution, queue, tag}, now claimed by the caller, to be failed
+-- A key of another type costs no more than what would be written there: what failed halfway would
+-- leave jobs in two places.
+local call = redis.pcall
 local prefix, lost = ARGV[1], ARGV[2]
-local lease = redis.call('ZSCORE', KEYS[1], lost)
-local now = redis.call('TIME')
-if lease and tonumber(lease) > tonumber(now[1]) + tonumber(now[2]) / 1e6 then
+local lease = call('ZSCORE', KEYS[1], lost)
+local now = call('TIME')
+if type(lease) == 'string' and tonumber(lease) > tonumber(now[1]) + tonumber(now[2]) / 1e6 then
   return {0}
 end
+if call('TYPE', KEYS[3]).ok ~= 'hash' then
+  call('DEL', KEYS[3])
+end
 local reply = {1, 0}
-local flat = redis.call('HGETALL', KEYS[2])
+local flat = call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
   local id = flat[i]
-  local state, execution, queue = string.match(flat[i + 1], '^(%a) (%S+) (.*)$')
+  local state, execution, queue = string.match(flat[i + 1], '^([cs]) ([%w_-]+) (.+)$')
   local job = prefix .. ':job:' .. id
   -- What is no claim, or no job, holds up nothing else.
-  local status = queue and redis.pcall('HGET', job, 'status')
+  local status = queue and call('HGET', job, 'status')
   if state == 's' then
     local member = id .. ':' .. execution
-    redis.call('ZREM', prefix .. ':wip:' .. queue, member)
-    redis.call('DEL', prefix .. ':execution:' .. member)
-    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
+    call('ZREM', prefix .. ':wip:' .. queue, member)
+    call('DEL', prefix .. ':execution:' .. member)
+    call('ZREM', prefix .. ':executions:' .. id, execution)
   end
   -- A status of its own means that RQ's maintenance or a user decided meanwhile.
   if status == 'queued' or status == 'started' then
-    local tag = redis.call('HGET', job, 'farpool') or ''
-    local allowed = tonumber(string.match(tag, '^%x* %a* (%d+)') or 0)
+    local tag = call('HGET', job, 'farpool') or ''
+    local flags, own = string.match(tag, '^[0-9a-f]* ([dcolm]*) (%d+) %d+%.?%d*$')
+    local allowed = tonumber(own or 0)
     if allowed == 0 then
       allowed = tonumber(ARGV[3])
     end
     local attempts = 0
-    if state == 's' or string.match(tag, '^%x* %a*m') then
-      attempts = redis.pcall('HINCRBY', job, 'farpool_attempts', 1)
+    if state == 's' or string.find(flags or '', 'm') then
+      attempts = call('HINCRBY', job, 'farpool_attempts', 1)
       -- What is no number has been meddled with.
       attempts = type(attempts) == 'table' and allowed or attempts
     end
     if attempts >= allowed then
       -- Still started: if the caller is lost too, it is not tried again.
-      redis.call('HSET', KEYS[3], id, 's ' .. execution .. ' ' .. queue)
+      call('HSET', KEYS[3], id, 's ' .. execution .. ' ' .. queue)
       reply[#reply + 1] = {id, execution, queue, tag}
-    else
-      redis.call('HSET', job, 'status', 'queued')
-      redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
+    elseif type(call('LPUSH', prefix .. ':queue:' .. queue, id)) == 'number' then
+      call('HSET', job, 'status', 'queued')
       reply[2] = reply[2] + 1
+    else
+      -- Nowhere to go until its queue is a list again; not started, so that it costs no more.
+      call('HSET', job, 'status', 'queued')
+      call('HSET', KEYS[3], id, 'c ' .. execution .. ' ' .. queue)
     end
   end
 end
-redis.call('ZREM', KEYS[1], lost)
+call('ZREM', KEYS[1], lost)
 -- Its entry among RQ's workers; a node that comes back registers anew.
 local worker = prefix .. ':worker:' .. lost
-for queue in string.gmatch(redis.call('HGET', worker, 'queues') or '', '[^,]+') do
-  redis.call('SREM', prefix .. ':workers:' .. queue, worker)
+local queues = call('HGET', worker, 'queues')
+for queue in string.gmatch(type(queues) == 'string' and queues or '', '[^,]+') do
+  call('SREM', prefix .. ':workers:' .. queue, worker)
 end
-redis.call('SREM', prefix .. ':workers', worker)
-redis.call('DEL', KEYS[2], KEYS[4], worker)
+call('SREM', prefix .. ':workers', worker)
+call('DEL', KEYS[2], KEYS[4], worker)
 return reply

@@ -4,38 +4,44 @@
 -- ARGV: 1 RQ's key prefix, then for each job: id, execution, queue, and if its process was lost
 --       while it ran, which counts as an attempt, the attempts that it may have, else ""
 -- Returns: {id, ...} of jobs that have had all their attempts; they stay claimed, to be failed
+-- A key of another type costs no more than what would be written there.
+local call = redis.pcall
 local prefix = ARGV[1]
 local exhausted = {}
 for at = #ARGV - 3, 2, -4 do
   local id, execution, queue, allowed = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local job = prefix .. ':job:' .. id
-  local claim = redis.call('HGET', KEYS[1], id)
+  local claim = call('HGET', KEYS[1], id)
   local rest = execution .. ' ' .. queue
   local started = claim == 's ' .. rest
   if started or claim == 'c ' .. rest then
     local exhausts = false
-    local status = redis.pcall('HGET', job, 'status')
+    local status = call('HGET', job, 'status')
     -- Any other status means that RQ's maintenance or a user decided meanwhile.
     local wanted = status == 'queued' or status == 'started'
     if wanted and allowed ~= '' then
-      local attempts = redis.pcall('HINCRBY', job, 'farpool_attempts', 1)
+      local attempts = call('HINCRBY', job, 'farpool_attempts', 1)
       -- What is no number has been meddled with.
       exhausts = type(attempts) == 'table' or attempts >= tonumber(allowed)
     end
     if exhausts then
       exhausted[#exhausted + 1] = id
     else
-      redis.call('HDEL', KEYS[1], id)
+      if wanted and type(call('LPUSH', prefix .. ':queue:' .. queue, id)) ~= 'number' then
+        -- Nowhere to go until its queue is a list again, so it stays claimed.
+        call('HSET', KEYS[1], id, 'c ' .. rest)
+      else
+        call('HDEL', KEYS[1], id)
+      end
       if started then
         local member = id .. ':' .. execution
-        redis.call('ZREM', prefix .. ':wip:' .. queue, member)
-        redis.call('DEL', prefix .. ':execution:' .. member)
-        redis.call('ZREM', prefix .. ':executions:' .. id, execution)
-        redis.call('SREM', KEYS[2], member)
+        call('ZREM', prefix .. ':wip:' .. queue, member)
+        call('DEL', prefix .. ':execution:' .. member)
+        call('ZREM', prefix .. ':executions:' .. id, execution)
+        call('SREM', KEYS[2], member)
       end
       if wanted then
-        redis.call('HSET', job, 'status', 'queued')
-        redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
+        call('HSET', job, 'status', 'queued')
       end
     end
   end

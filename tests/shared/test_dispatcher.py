@@ -8,10 +8,12 @@ import operator
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +28,8 @@ from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, Result
 from farpool.shared.events import Blocked, Broken
 from farpool.shared.frames import Task
 from farpool.shared.functions import name_of
+from farpool.shared.marks import Marks
+from farpool.shared.process import Process
 from tests.support import tasks
 from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
@@ -254,6 +258,58 @@ def test_a_task_that_is_deaf_to_its_hard_limit_is_killed(
     [timed_out] = results
     assert isinstance(timed_out, TimedOut)
     assert timed_out.pid == int(marker.read_text())
+
+
+LIKE_A_REPLY = struct.pack("<4sBQddQQ", b"like", frames.OK, 1, 0.0, 0.0, 1 << 30, 0)
+GARBAGE = [
+    LIKE_A_REPLY,
+    b"\0",
+    b"\x01" * 39,
+    bytes(500),
+    b"\xf5frp" + b"\xff" * 60,
+    os.urandom(1 << 20),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: str(len(garbage)))
+def test_a_child_that_writes_garbage_is_killed_and_named(
+    start: Start, garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher = start(1)
+    [pid] = pids(dispatcher)
+    dispatcher.add([task(tasks.garble, garbage)])
+    [crash] = finish(dispatcher)
+    assert isinstance(crash, Crashed)
+    assert crash[1:] == (pid, "was killed because something wrote garbage into its pipe")
+    assert f"process {pid} is killed" in caplog.text
+    assert not is_alive(pid)
+    dispatcher.add([task(operator.neg, 1, key="next")])
+    assert values(finish(dispatcher)) == {"next": -1}
+
+
+def test_what_has_replied_before_garbage_is_not_run_again(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(1, short=True)
+    log = tmp_path / "log"
+    once = [task(tasks.append, str(log), str(n), key=str(n), flags=frames.ONCE) for n in range(5)]
+    garble = task(tasks.garble, b"garbage", key="garble", flags=frames.ONCE)
+    dispatcher.add([*once[:3], garble, *once[3:]])
+    results = finish(dispatcher)
+    # Of what had begun when the garbage was found, nobody knows what became.
+    lost = {result.task.key for result in results if isinstance(result, Crashed)}
+    assert values(results).keys() | lost == {"0", "1", "2", "3", "4", "garble"}
+    assert {"0", "1", "2"} <= values(results).keys()
+    assert "garble" in lost
+    assert len(lines(log)) == len(set(lines(log)))
+
+
+@pytest.mark.parametrize(("garbled", "charged"), [(False, "3"), (True, "13")])
+def test_whom_a_death_is_charged_to(garbled: bool, charged: str) -> None:
+    flags = {"3": frames.ONCE, "4": frames.ONCE}
+    sent = [Task(int(key), flags.get(key, 0), 0.0, key, b"", key) for key in "1234"]
+    marks = Marks(cursor=3)
+    child = Process(None, socket.socket(), marks, deque(sent), garbled=garbled)
+    child.sock.close()
+    assert "".join(task.key for task in child.charged()) == charged
 
 
 def test_an_idle_child_that_is_killed_is_replaced_and_nobody_is_told(start: Start) -> None:

@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from farpool.shared import frames
@@ -79,7 +79,7 @@ def test_payloads_of_any_size_come_whole(size: int) -> None:
     stream = b"".join(frames.encode_reply(reply)) * 2
     half = len(stream) // 3
     reader = ReplyReader()
-    assert reader.feed(stream[:half]) + reader.feed(stream[half:]) == [reply, reply]
+    assert [*reader.feed(stream[:half]), *reader.feed(stream[half:])] == [reply, reply]
     task = Task(1, 0, 0.0, "id", body)
     (read,) = TaskReader().feed(b"".join(frames.encode_task(task)))
     assert on_the_wire(read) == on_the_wire(task)
@@ -99,8 +99,8 @@ def test_a_part_of_a_reply_waits_for_the_rest(reply: Reply, data: st.DataObject)
     stream = b"".join(frames.encode_reply(reply))
     cut = data.draw(st.integers(0, len(stream) - 1))
     reader = ReplyReader()
-    assert reader.feed(stream[:cut]) == []
-    assert reader.feed(stream[cut:]) == [reply]
+    assert list(reader.feed(stream[:cut])) == []
+    assert list(reader.feed(stream[cut:])) == [reply]
 
 
 @given(st.binary(max_size=400), cuts)
@@ -114,6 +114,23 @@ def test_garbage_is_refused_or_waits_for_more(garbage: bytes, cuts: list[int]) -
             pass
 
 
+@given(st.lists(replies, max_size=4), st.binary(min_size=1, max_size=400), cuts)
+def test_replies_before_garbage_count_and_nothing_after(
+    sent: list[Reply], garbage: bytes, cuts: list[int]
+) -> None:
+    whole = b"".join(itertools.chain(*map(frames.encode_reply, sent)))
+    opening = frames.encode_reply(Reply(frames.OK, 1, 0.0, 0.0, b"", b""))[0][:4]
+    assume(not garbage.startswith(opening[: len(garbage)]))
+    reader = ReplyReader()
+    read: list[Reply] = []
+    *whole_pieces, last = pieces(whole, cuts)
+    for piece in whole_pieces:
+        read += reader.feed(piece)
+    with pytest.raises(PayloadError):
+        read.extend(reader.feed(last + garbage + whole))
+    assert read == sent
+
+
 def test_a_task_whose_id_is_no_text_is_refused() -> None:
     stream = b"".join(frames.encode_task(Task(1, 0, 0.0, "ab", b""))).replace(b"ab", b"\xff\xfe")
     with pytest.raises(PayloadError):
@@ -124,14 +141,14 @@ def test_a_task_whose_id_is_no_text_is_refused() -> None:
 def test_a_reply_of_no_known_kind_is_refused(kind: int) -> None:
     stream = b"".join(frames.encode_reply(Reply(kind, 1, 0.0, 0.0, b"", b"")))
     with pytest.raises(PayloadError):
-        ReplyReader().feed(stream)
+        list(ReplyReader().feed(stream))
 
 
 def test_sizes_that_no_payload_has_are_refused_at_once() -> None:
     reply = bytearray(b"".join(frames.encode_reply(Reply(frames.OK, 1, math.nan, 0.0, b"", b""))))
     reply[-8:] = (frames.MAX_BYTES + 1).to_bytes(8, "little")
     with pytest.raises(PayloadError):
-        ReplyReader().feed(bytes(reply))
+        list(ReplyReader().feed(bytes(reply)))
     task = bytearray(b"".join(frames.encode_task(Task(1, 0, 0.0, "", b""))))
     task[-8:] = (frames.MAX_BYTES + 1).to_bytes(8, "little")
     with pytest.raises(PayloadError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 from rq import get_current_job
 
 from farpool import Pool, Queue
+from farpool.shared.outbox import Outbox
 
 
 def square(n: int) -> int:
@@ -310,6 +312,22 @@ def print_until_alarm(seconds: float) -> str:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def garble(data: bytes) -> str:
+    """Write bytes into the pipe to the parent of the own process."""
+    (outbox,) = (found for found in gc.get_objects() if isinstance(found, Outbox))
+    outbox._sock.sendall(data)
+    return "done"
+
+
+def garble_once(marker: str, data: bytes) -> str:
+    """Do as `garble`, only the first time."""
+    path = Path(marker)
+    if path.exists():
+        return "done"
+    path.touch()
+    return garble(data)
 
 
 def close_stdout() -> str:

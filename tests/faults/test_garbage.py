@@ -1,0 +1,148 @@
+"""A node goes on among keys that hold anything, and children that write anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from farpool import Pool, Queue, WorkerLostError
+from farpool.shared import keys
+from tests.support import tasks
+from tests.support.nodes import NodeProcess
+from tests.support.waiting import wait_for
+
+Start = Callable[..., NodeProcess]
+FIELDS = ("data", "status", "timeout", "result_ttl", "failure_ttl", "ttl", "description", "farpool",
+          "farpool_attempts", "retries_left", "success_callback_name", "origin")  # fmt: skip
+SOUND: dict[Any, Any] = {"status": "queued", "origin": "default", "data": b"\x80\x05N."}
+
+
+def spoil(client: Redis, chance: random.Random, key: str) -> None:
+    """Put anything, of any type, where a key is."""
+    client.delete(key)
+    value = chance.randbytes(chance.randrange(12))
+    put: list[Callable[[], object]] = [
+        lambda: client.set(key, value),
+        lambda: client.rpush(key, value, "x"),
+        lambda: client.sadd(key, value),
+        lambda: client.zadd(key, {value: chance.choice([-1.0, 0.0, 1e12, float("inf")])}),
+        lambda: client.hset(key, mapping={value or b"x": value, b"lease": value}),
+        lambda: client.xadd(key, {value or b"x": value}),
+    ]
+    chance.choice(put)()
+    client.expire(key, 60)
+
+
+def odd_job(client: Redis, chance: random.Random, name: str) -> None:
+    """Enqueue a job of which some fields are anything."""
+    fields = dict(SOUND)
+    for field in chance.sample(FIELDS, 3):
+        garbage: list[Any] = [
+            chance.randbytes(chance.randrange(20)), b"", -1, 10**9, b"9" * 30, b"abc dcolm 1 0.5",
+            pickle.dumps([chance.random()]), b"\x78\x9c" + chance.randbytes(5),
+        ]  # fmt: skip
+        # What says that it is to be tried again a billion times is.
+        fields[field] = chance.choice(garbage[:2] if field == "retries_left" else garbage)
+    client.hset(keys.job(name), mapping=fields)
+    client.expire(keys.job(name), 60)
+    client.rpush(keys.queue("default"), name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_good_jobs_among_garbage_get_their_results(
+    start_node: Start, url: str, client: Redis, seed: int
+) -> None:
+    chance = random.Random(seed)
+    node = start_node("broken", "default", "empty", processes=2)
+    queue = Queue(url=url)
+    running: list[Any] = []
+    with Pool(url=url, queue="default", processes=2) as pool:
+        for turn in range(8):
+            spoil(client, chance, keys.queue("broken"))
+            for n in range(10):
+                name = f"odd{turn}x{n}"
+                odd_job(client, chance, name)
+                if chance.random() < 0.3:
+                    spoil(client, chance, chance.choice([keys.job, keys.result_stream])(name))
+            client.rpush(keys.queue("default"), chance.randbytes(6))
+            client.zadd(keys.NODES, {chance.randbytes(4): chance.choice([0.0, 1e12])})
+            client.hset(
+                keys.claims(node.name),
+                chance.randbytes(3), chance.choice([chance.randbytes(9), b"c \xff \xff"]),
+            )  # fmt: skip
+            lost = f"lost{turn}"
+            client.zadd(keys.NODES, {lost: 1.0})
+            for key in (keys.claims(lost), keys.worker(lost), keys.worker_executions(lost)):
+                spoil(client, chance, key)
+            for kind in (keys.results, keys.done, keys.session, keys.output):
+                spoil(client, chance, kind("abc"))
+            running += [
+                (queue.enqueue(tasks.square, turn), turn**2),
+                (queue.enqueue_map(tasks.square, range(5)), [n * n for n in range(5)]),
+                (pool.map_async(tasks.square, range(5)), [n * n for n in range(5)]),
+            ]
+        for result, expected in running:
+            assert result.get(20) == expected
+    names = {f"odd{turn}x{n}".encode() for turn in range(8) for n in range(10)}
+    wait_for(lambda: not set(client.lrange(keys.queue("default"), 0, -1)))
+    wait_for(lambda: not names & set(client.hkeys(keys.claims(node.name))), 30)
+    assert node.process.poll() is None
+    assert "waited in a queue and is no job" in node.output
+    node.process.terminate()
+    assert node.wait() == 0
+    assert not client.exists(keys.claims(node.name))
+    client.flushdb()
+
+
+OWN: list[Callable[[str], str]] = [
+    keys.claims, keys.worker, keys.worker_executions, lambda _: keys.NODES,
+    lambda _: "rq:wip:default", lambda _: "rq:finished:default", lambda _: "rq:workers",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key_of", OWN, ids=lambda key_of: key_of("node"))
+def test_a_node_gets_over_the_loss_of_its_own_keys(
+    node: NodeProcess, url: str, client: Redis, key_of: Callable[[str], str]
+) -> None:
+    queue = Queue(url=url)
+    assert queue.enqueue(tasks.square, 3).get(20) == 9
+    client.delete(key_of(node.name))
+    client.set(key_of(node.name), "something else", ex=60)
+    assert queue.enqueue(tasks.square, 4).get(20) == 16
+    with Pool(url=url, processes=2) as pool:
+        assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
+    assert node.process.poll() is None
+    client.delete(key_of(node.name))
+
+
+def test_a_queue_that_is_no_list_is_named_and_served_again(
+    start_node: Start, url: str, client: Redis
+) -> None:
+    node = start_node("default", "other", processes=1)
+    queue = Queue(url=url)
+    client.set(keys.queue("other"), "something else", ex=60)
+    assert queue.enqueue(tasks.square, 3).get(20) == 9
+    wait_for(lambda: "queue 'other', whose key is no list" in node.output)
+    client.delete(keys.queue("other"))
+    assert Queue("other", url=url).enqueue(tasks.square, 4).get(20) == 16
+
+
+def test_a_task_that_writes_garbage_into_its_pipe_is_named(
+    node: NodeProcess, url: str, tmp_path: Any
+) -> None:
+    queue = Queue(url=url)
+    others = queue.enqueue_map(tasks.square, range(100))
+    with pytest.raises(WorkerLostError) as caught:
+        queue.enqueue(tasks.garble, os.urandom(200)).get(20)
+    assert "was killed because something wrote garbage into its pipe" in str(caught.value)
+    assert "3 attempts" in str(caught.value)
+    assert queue.enqueue(tasks.garble_once, str(tmp_path / "marker"), b"x").get(20) == "done"
+    assert others.get(20) == [n * n for n in range(100)]
+    assert "garbage came through its pipe" in node.output
+    assert node.process.poll() is None
