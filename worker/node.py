@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 
 from farpool.shared import outcome
 from farpool.shared.broker import Broker, NotRegisteredError
-from farpool.shared.child import ChildConfig
 from farpool.shared.connection import connect
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
@@ -30,6 +29,7 @@ from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
 from farpool.worker.finisher import Finisher
 from farpool.worker.janitor import recover
+from farpool.worker.memory import LOOK_SECONDS, MemoryGuard
 from farpool.worker.registration import Registration
 from farpool.worker.waiter import Waiter
 
@@ -57,21 +57,13 @@ class Node:
         self._registration = Registration(
             self._broker, config.name, config.queues, config.lease, config.processes
         )
-        self._dispatcher = Dispatcher(
-            config.processes,
-            ChildConfig(
-                max_tasks=config.max_tasks,
-                preload=config.preload,
-                main_by_value=True,
-                url=config.url,
-                nested=True,
-            ),
-        )
+        self._dispatcher = Dispatcher(config.processes, config.child())
         self._claims = Claims(
             self._broker, config.name, config.queues, config.url, config.max_attempts
         )
         self._finisher = Finisher(self._broker, config.name)
         self._waiter = Waiter(self._broker.client, config.queues, self._dispatcher.pool)
+        self._memory = MemoryGuard(config.min_free_memory)
         self._crashes: list[tuple[Claim, Crashed]] = []
         self._nested = False
         self._queues_empty = False
@@ -236,7 +228,9 @@ class Node:
         requested = self._claims.requested
         if self._may_claim() and now >= self._claim_at:
             wanted = self._dispatcher.wanted(requested)
-            if wanted:
+            if wanted and self._memory.short and not self._dispatcher.nests:
+                self._claim_at = now + LOOK_SECONDS
+            elif wanted:
                 self._claims.request(wanted)
         if requested or not self._dispatcher.busy:
             self._receive()
