@@ -167,7 +167,7 @@ class Node:
             due.append(self._finisher.due_in(now) if self._dispatcher.sent else 0.0)
         if self._claims.requested:
             due.append(0.0)
-        if self._dispatcher.sent:
+        if self._dispatcher.busy:
             due.append(max(self._announce_at - now, ANNOUNCE_SECONDS / 2))
         if self._may_claim() and self._dispatcher.wanted(self._claims.requested):
             due.append(self._claim_at - now)
