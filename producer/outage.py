@@ -13,13 +13,20 @@ from redis import exceptions
 log = logging.getLogger("farpool.producer")
 
 _RETRY_SECONDS = 0.25
-_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, OSError)
+_AWAY = (
+    exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError, OSError,
+)  # fmt: skip
+_NOT_NOW = ("UNBLOCKED", "MISCONF", "NOREPLICAS")
+"""How errors begin that have no class: the server became a replica, cannot save, or has too few
+replicas."""
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 def is_away(error: Exception) -> bool:
-    """Return whether an error says that the server is away for now, rather than that it refuses."""
-    return isinstance(error, _AWAY) and not isinstance(error, _REFUSED)
+    """Return whether an error says that the server is away or full for now, not that it refuses."""
+    passes = isinstance(error, _AWAY) or str(error).startswith(_NOT_NOW)
+    return passes and not isinstance(error, _REFUSED)
 
 
 class Outage:

@@ -186,15 +186,17 @@ class Node:
         try:
             if self._backoff:
                 self._reconcile()
-                self._backoff = 0.0
-                log.warning("the server answers again")
+            # First, because a full server takes this still while it takes no outcomes.
+            self._keep_alive(now)
             self._record(now)
             if self._nested:
                 self._let_nested_first()
             self._claim(now)
             if self._stop_at is not None:
                 self._hand_back()
-            self._keep_alive(now)
+            if self._backoff:
+                self._backoff = 0.0
+                log.warning("the server answers again")
         except NotRegisteredError:
             self._register_again()
         except (RedisError, OSError) as error:
@@ -211,7 +213,7 @@ class Node:
             self._queues_empty = False
         # While results keep coming, the answers are left for the next turn and the server works
         # too; but not for longer, because a call may have to be sent again.
-        if not self._dispatcher.sent:
+        if self._backoff or not self._dispatcher.sent:
             parents = self._finisher.finish()
         else:
             parents = self._finisher.settle(newest=not self._finisher.collecting)

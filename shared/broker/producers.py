@@ -94,6 +94,14 @@ class ProducerBroker(BaseBroker):
                 pipe.unlink(keys.job(job_id))
             pipe.execute()
 
+    def withdraw(self, queue: str, ids: Sequence[str], *, at_front: bool) -> None:
+        """Delete jobs that have just been added to one end of a queue, as far as they were."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids if at_front else reversed(ids):
+                pipe.lrem(keys.queue(queue), 1 if at_front else -1, job_id)
+                pipe.unlink(keys.job(job_id))
+            pipe.execute()
+
     def tag(self, job_id: str) -> Tag:
         """Return what its producer added to a job; an empty tag for RQ's own."""
         stored = cast("bytes | None", self.client.hget(keys.job(job_id), "farpool"))

@@ -71,8 +71,8 @@ def test_all_nodes_are_replaced_under_load(
     with ThreadPoolExecutor() as threads:
         producers = [threads.submit(map_on), threads.submit(enqueue_on)]
         try:
-            for _ in range(4):
-                wait_for(lambda before=len(ran(path)): len(ran(path)) > before + 200)  # type: ignore[misc]
+            for turn in range(1, 5):
+                wait_for(lambda least=200 * turn: len(ran(path)) > least)  # type: ignore[misc]
                 nodes.append(start_node(processes=1))
                 old = nodes.pop(0)
                 old.send(signal.SIGTERM)
