@@ -51,7 +51,8 @@ def test_none_of_many_jobs_is_enqueued_if_not_all_are(server: EmbeddedServer) ->
             queue.enqueue_map(tasks.kind, [os.urandom(1000)] * 10_000, at_front=at_front)
         assert len(queue) == 1
         assert (
-            not {key for key in queue.connection.keys() if queue.connection.ttl(key) < 0} - before
+            not {key for key in queue.connection.scan_iter() if queue.connection.ttl(key) < 0}
+            - before
         )
     fill(queue.connection)
     with pytest.raises(ServerFullError, match="none of these 1 jobs"):
