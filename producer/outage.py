@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 
@@ -17,15 +18,15 @@ _AWAY = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError,
     exceptions.OutOfMemoryError, OSError,
 )  # fmt: skip
-_NOT_NOW = ("UNBLOCKED", "MISCONF", "NOREPLICAS")
-"""How errors begin that have no class: the server became a replica, cannot save, or has too few
-replicas."""
+_NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS) ")
+"""How errors begin that have no class, alone or in a pipeline: the server has become a replica,
+cannot save, or has too few replicas."""
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 def is_away(error: Exception) -> bool:
     """Return whether an error says that the server is away or full for now, not that it refuses."""
-    passes = isinstance(error, _AWAY) or str(error).startswith(_NOT_NOW)
+    passes = isinstance(error, _AWAY) or _NOT_NOW.search(str(error)) is not None
     return passes and not isinstance(error, _REFUSED)
 
 
