@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
-from redis.commands.core import Script
-
 from farpool.shared import keys
 from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker
+from farpool.shared.broker.script import Script
 from farpool.shared.call import Call
 from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso
 

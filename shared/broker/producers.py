@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from redis.commands.core import Script
-
 from farpool.shared import keys
 from farpool.shared.broker.base import RESULT_SECONDS, BaseBroker
+from farpool.shared.broker.script import Script
 from farpool.shared.call import exchange
 from farpool.shared.jobs import NewJob, Tag, iso
 

@@ -69,7 +69,8 @@ class Load:
         """End, and make sure that each task has run once, was answered, and none was charged."""
         self._over.set()
         done = [text for producer in self._producers for text in producer.result(60)]
-        assert Counter(self.ran()) == Counter(done)
+        ran = Counter(self.ran())
+        assert (ran - Counter(done), Counter(done) - ran) == ({}, {})
         assert set(Counter(done).values()) == {1}
         with connect(self._url) as client:
             assert charged(client) == []
