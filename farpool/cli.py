@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 import farpool
 from farpool import demo as demonstration
 from farpool import run as programs
+from farpool import sizes
 from farpool.producer.inspect import Overview, overview, refusals
 from farpool.shared import connection, keys, signing
 from farpool.shared.broker import LEASE_SECONDS
@@ -113,6 +114,10 @@ def run(url: str | None, as_module: bool, target: str, arguments: tuple[str, ...
     sys.exit(programs.run(target, arguments, as_module))
 
 
+def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else sizes.parse(text)
+
+
 @main.command()
 @click.argument("queues", nargs=-1, metavar="[QUEUE]...")
 @_url
@@ -126,6 +131,14 @@ def run(url: str | None, as_module: bool, target: str, arguments: tuple[str, ...
 @click.option(
     "--max-tasks-per-child", type=click.IntRange(min=1), metavar="N",
     help="Replace a child process after N tasks.",
+)  # fmt: skip
+@click.option(
+    "--max-rss", callback=_size, metavar="SIZE",
+    help="Replace a child process that keeps more memory than this (500MB, 1.5GiB) after a task.",
+)  # fmt: skip
+@click.option(
+    "--min-free-memory", default="0", callback=_size, metavar="SIZE",
+    help="Take no more jobs while the machine or container has less available (Linux).",
 )  # fmt: skip
 @click.option(
     "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True,
@@ -144,6 +157,8 @@ def worker(
     burst: bool,
     preload: tuple[str, ...],
     max_tasks_per_child: int | None,
+    max_rss: int | None,
+    min_free_memory: int,
     drain_timeout: float,
     lease: float,
     verbose: bool,
@@ -165,6 +180,8 @@ def worker(
         burst=burst,
         preload=preload,
         max_tasks=max_tasks_per_child,
+        max_rss=max_rss,
+        min_free_memory=min_free_memory,
         drain_timeout=drain_timeout,
         lease=lease,
     )

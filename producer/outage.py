@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 
@@ -13,13 +14,20 @@ from redis import exceptions
 log = logging.getLogger("farpool.producer")
 
 _RETRY_SECONDS = 0.25
-_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, OSError)
+_AWAY = (
+    exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError, OSError,
+)  # fmt: skip
+_NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS) ")
+"""How errors begin that have no class, alone or in a pipeline: the server has become a replica,
+cannot save, or has too few replicas."""
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 def is_away(error: Exception) -> bool:
-    """Return whether an error says that the server is away for now, rather than that it refuses."""
-    return isinstance(error, _AWAY) and not isinstance(error, _REFUSED)
+    """Return whether an error says that the server is away or full for now, not that it refuses."""
+    passes = isinstance(error, _AWAY) or _NOT_NOW.search(str(error)) is not None
+    return passes and not isinstance(error, _REFUSED)
 
 
 class Outage:

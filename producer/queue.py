@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 from rq.queue import EnqueueData
 from rq.queue import Queue as RQQueue
 from rq.serializers import DefaultSerializer
@@ -21,7 +22,7 @@ from farpool.producer.session import Session
 from farpool.shared import functions, keys, payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
-from farpool.shared.errors import ConfigError
+from farpool.shared.errors import ConfigError, ServerFullError
 from farpool.shared.jobs import NewJob, Tag
 
 _BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
@@ -76,6 +77,7 @@ class Queue(RQQueue):
         Raises:
             Exception: the arguments do not pickle.
             ConfigError: the pickled call is larger than Redis takes.
+            ServerFullError: the server has no memory left.
         """
         plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
         if not plain or self.serializer is not DefaultSerializer:
@@ -118,6 +120,7 @@ class Queue(RQQueue):
         Raises:
             TypeError: an option that does not go with many jobs.
             Exception: an argument does not pickle; nothing is enqueued then.
+            ServerFullError: the server has no memory left for all of them; none is enqueued.
         """
         unknown = set(options) - _BULK_OPTIONS
         if unknown:
@@ -140,6 +143,7 @@ class Queue(RQQueue):
 
         Raises:
             Exception: an argument does not pickle; nothing is enqueued then.
+            ServerFullError: the server has no memory left for all of them; none is enqueued.
         """
         datas = list(job_datas)
         plain = pipeline is None and group_id is None and self._is_async
@@ -174,16 +178,25 @@ class Queue(RQQueue):
         ttl = parse_timeout(options.get("ttl"))
         if ttl is not None and ttl <= 0:
             raise ValueError("Job ttl must be greater than 0")
-        (enqueue or self._broker.enqueue)(
-            self.name,
-            jobs,
-            tag,
-            timeout=timeout or self._default_timeout,
-            at_front=bool(options.get("at_front", False)),
-            ttl=ttl,
-            result_ttl=parse_timeout(options.get("result_ttl")),
-            failure_ttl=parse_timeout(options.get("failure_ttl")),
-        )
+        at_front = bool(options.get("at_front", False))
+        try:
+            (enqueue or self._broker.enqueue)(
+                self.name,
+                jobs,
+                tag,
+                timeout=timeout or self._default_timeout,
+                at_front=at_front,
+                ttl=ttl,
+                result_ttl=parse_timeout(options.get("result_ttl")),
+                failure_ttl=parse_timeout(options.get("failure_ttl")),
+            )
+        except OutOfMemoryError as error:
+            # They are sent in several steps, of which some may have been taken.
+            self._broker.withdraw(self.name, [job.id for job in jobs], at_front=at_front)
+            raise ServerFullError(
+                f"the server has no memory left, so none of these {len(jobs)} jobs is enqueued; "
+                "enqueue fewer, wait for results to expire, or raise its maxmemory"
+            ) from error
 
     def _made(self, new: NewJob, tag: Tag, options: dict[str, Any]) -> Job:
         timeout = parse_timeout(options.get("job_timeout")) or self._default_timeout

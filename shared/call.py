@@ -17,7 +17,7 @@ class Call(Generic[T]):
 
     Args:
         client: where to take a connection from.
-        script: a redis-py Script.
+        script: a `Script`.
         read: makes the result of the server's reply.
     """
 

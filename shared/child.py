@@ -34,6 +34,7 @@ from farpool.shared import (
 from farpool.shared.capture import Capture
 from farpool.shared.functions import resolve
 from farpool.shared.marks import Marks
+from farpool.shared.memory import ResidentLimit
 from farpool.shared.outbox import FLUSH_SIGNAL, Outbox
 
 _READ_BYTES = 1 << 18
@@ -46,6 +47,7 @@ class ChildConfig:
     Attributes:
         initializer: called once with `initargs` before the first task.
         max_tasks: tasks after which the child is replaced; None for no limit.
+        max_rss: bytes of resident memory above which it is replaced, between tasks.
         preload: names of modules to import first.
         main_by_value: results send what `__main__` defines by value.
         url: the server, for tasks that look at their own job; None in a local pool.
@@ -57,6 +59,7 @@ class ChildConfig:
     initializer: Callable[..., object] | None = None
     initargs: Sequence[Any] = ()
     max_tasks: int | None = None
+    max_rss: int | None = None
     preload: tuple[str, ...] = ()
     main_by_value: bool = False
     url: str | None = None
@@ -73,6 +76,7 @@ class Child:
         self._config = config
         self._outbox = Outbox(sock, nesting.lock)
         self._done = 0
+        self._resident = ResidentLimit(config.max_rss)
         self._capture = Capture()
 
     def main(self) -> None:
@@ -109,6 +113,7 @@ class Child:
             preload.load(self._config.preload)
             if self._config.initializer is not None:
                 self._config.initializer(*self._config.initargs)
+            self._resident.check()
         except BaseException as error:
             body, text = outcome.of_error(error, main_by_value=self._config.main_by_value)
             self._reply(frames.BROKEN, 0, body=body, text=text.encode())
@@ -121,7 +126,7 @@ class Child:
 
     def _retires(self) -> bool:
         limit = self._config.max_tasks
-        return limit is not None and self._done >= limit
+        return (limit is not None and self._done >= limit) or self._resident.exceeded()
 
     def _run(self, task: frames.Task) -> None:
         if task.flags & frames.FORWARD_OUTPUT:

@@ -103,6 +103,11 @@ class Dispatcher:
         """Whether any task waits or runs."""
         return bool(self.scheduler.backlog) or self.sent > 0
 
+    @property
+    def nests(self) -> bool:
+        """Whether any task waits for others, and keeps what it has until those have run."""
+        return any(process.blocked for process in self.pool.processes)
+
     def wanted(self, coming: int = 0) -> int:
         """Return how many more tasks the children could use, besides those that are `coming`."""
         ready = self.pool.open()

@@ -18,6 +18,10 @@ class ServerUnavailableError(FarpoolError, ConnectionError):
     """No Redis or Valkey server answers at the given url."""
 
 
+class ServerFullError(FarpoolError):
+    """The server has no memory left (its `maxmemory`) for jobs that were to be enqueued."""
+
+
 class UnsupportedServerError(FarpoolError):
     """What answers at the url is not a Redis or Valkey server that farpool can use."""
 

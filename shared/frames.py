@@ -36,7 +36,7 @@ READY = 6
 BROKEN = 7
 """The child could not start: an initializer or a preloaded module raised."""
 RETIRED = 8
-"""The child has run all the tasks it may and exits."""
+"""The child has run all the tasks it may, or keeps too much memory, and exits."""
 BLOCKED = 9
 """The task that the child runs waits for other tasks."""
 RESUMED = 10

@@ -8,6 +8,7 @@ calls of these functions.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from rq import SimpleWorker
@@ -15,7 +16,10 @@ from rq.executions import Execution
 
 from farpool.shared import isolation, signing
 from farpool.shared.current_job import connection
+from farpool.shared.errors import FarpoolError
 from farpool.shared.signed_job import PlainSerializer, SignedJob
+
+_CLOCK_SECONDS = 30
 
 
 @contextlib.contextmanager
@@ -49,7 +53,18 @@ def enqueue_dependents(url: str, node: str, job_id: str) -> None:
 
 
 def maintain(url: str, node: str, queues: list[str]) -> None:
-    """Clean RQ's registries, at most once per interval among all workers."""
+    """Clean RQ's registries, at most once per interval among all workers.
+
+    Raises:
+        FarpoolError: this host's clock is off. RQ goes by it, and would fail what others run.
+    """
+    seconds, _ = connection(url).time()
+    off = time.time() - seconds
+    if abs(off) > _CLOCK_SECONDS:
+        raise FarpoolError(
+            f"the clock of this host is {off:+.0f} s off the server's, so RQ's registries are not "
+            "cleaned from here; set it"
+        )
     with _worker(url, node, queues) as worker:
         worker.clean_registries()
         worker.clean_group_registries()

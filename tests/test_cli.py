@@ -217,6 +217,7 @@ def test_bad_arguments(url: str) -> None:
     assert "not the name of a queue" in farpool("worker", "", "--url", url).stderr
     assert "no such job" in farpool("result", "unknown", "--url", url).stderr
     assert farpool("worker", "--processes", "0", "--url", url).returncode == 2
+    assert "Error: '9x' is no size" in farpool("worker", "--max-rss", "9x", "--url", url).stderr
 
 
 def test_the_demo_leaves_nothing_when_it_is_interrupted() -> None:

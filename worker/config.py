@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from farpool.shared import keys
 from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS
+from farpool.shared.child import ChildConfig
+from farpool.shared.errors import ConfigError
 
 
 def default_name() -> str:
@@ -28,6 +30,9 @@ class NodeConfig:
         burst: end when the queues are empty.
         preload: modules to import before the first task.
         max_tasks: tasks after which a child is replaced; None for no limit.
+        max_rss: bytes of resident memory above which a child is replaced, between tasks.
+        min_free_memory: bytes that must be available on this machine, or left to its control
+            group, for more jobs to be taken; 0 for any number.
         drain_timeout: seconds that running tasks have to finish after SIGTERM.
         lease: seconds without a sign of life after which other nodes take over.
         max_attempts: executions that may cost a process before a job fails.
@@ -40,6 +45,8 @@ class NodeConfig:
     burst: bool = False
     preload: tuple[str, ...] = ()
     max_tasks: int | None = None
+    max_rss: int | None = None
+    min_free_memory: int = 0
     drain_timeout: float = 30.0
     lease: float = LEASE_SECONDS
     max_attempts: int = MAX_ATTEMPTS
@@ -48,7 +55,22 @@ class NodeConfig:
         """Refuse what cannot be.
 
         Raises:
-            ConfigError: a queue has no name.
+            ConfigError: a queue has no name, or a size is none.
         """
         for name in self.queues:
             keys.check_queue(name)
+        if self.max_rss is not None and self.max_rss <= 0:
+            raise ConfigError(f"max_rss must be a number of bytes above 0, not {self.max_rss}")
+        if self.min_free_memory < 0:
+            raise ConfigError(f"min_free_memory cannot be below 0, as {self.min_free_memory} is")
+
+    def child(self) -> ChildConfig:
+        """Return what its children are started with."""
+        return ChildConfig(
+            max_tasks=self.max_tasks,
+            max_rss=self.max_rss,
+            preload=self.preload,
+            main_by_value=True,
+            url=self.url,
+            nested=True,
+        )

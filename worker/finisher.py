@@ -10,6 +10,8 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 
+from redis.exceptions import OutOfMemoryError
+
 from farpool.shared import outcome, payload
 from farpool.shared.broker import MAX_PAYLOAD, Broker, Completed
 from farpool.shared.call import Call
@@ -153,7 +155,11 @@ class Finisher:
             RedisError: the server did not take it; it is kept for the next call.
         """
         if self._lines:
-            self._broker.output(self._lines)
+            try:
+                self._broker.output(self._lines)
+            except OutOfMemoryError:
+                # Results must not wait for what can do without.
+                log.warning("the server is full: lines that tasks printed are not shown")
             self._lines.clear()
         if self._completions:
             groups: dict[object, list[Completion]] = {}

@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 
 from farpool.shared import outcome
 from farpool.shared.broker import Broker, NotRegisteredError
-from farpool.shared.child import ChildConfig
 from farpool.shared.connection import connect
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
@@ -31,6 +30,7 @@ from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
 from farpool.worker.finisher import Finisher
 from farpool.worker.janitor import recover
+from farpool.worker.memory import LOOK_SECONDS, MemoryGuard
 from farpool.worker.registration import Registration
 from farpool.worker.waiter import Waiter
 
@@ -58,21 +58,13 @@ class Node:
         self._registration = Registration(
             self._broker, config.name, config.queues, config.lease, config.processes
         )
-        self._dispatcher = Dispatcher(
-            config.processes,
-            ChildConfig(
-                max_tasks=config.max_tasks,
-                preload=config.preload,
-                main_by_value=True,
-                url=config.url,
-                nested=True,
-            ),
-        )
+        self._dispatcher = Dispatcher(config.processes, config.child())
         self._claims = Claims(
             self._broker, config.name, config.queues, config.url, config.max_attempts
         )
         self._finisher = Finisher(self._broker, config.name)
         self._waiter = Waiter(self._broker.client, config.queues, self._dispatcher.pool)
+        self._memory = MemoryGuard(config.min_free_memory)
         self._crashes: list[tuple[Claim, Crashed]] = []
         self._nested = False
         self._queues_empty = False
@@ -181,7 +173,7 @@ class Node:
             due.append(self._finisher.due_in(now) if self._dispatcher.sent else 0.0)
         if self._claims.requested:
             due.append(0.0)
-        if self._dispatcher.sent:
+        if self._dispatcher.busy:
             due.append(max(self._announce_at - now, ANNOUNCE_SECONDS / 2))
         if self._may_claim() and self._dispatcher.wanted(self._claims.requested):
             due.append(self._claim_at - now)
@@ -200,15 +192,17 @@ class Node:
         try:
             if self._backoff:
                 self._reconcile()
-                self._backoff = 0.0
-                log.warning("the server answers again")
+            # First, because a full server takes this still while it takes no outcomes.
+            self._keep_alive(now)
             self._record(now)
             if self._nested:
                 self._let_nested_first()
             self._claim(now)
             if self._stop_at is not None:
                 self._hand_back()
-            self._keep_alive(now)
+            if self._backoff:
+                self._backoff = 0.0
+                log.warning("the server answers again")
         except NotRegisteredError:
             self._register_again()
         except (RedisError, OSError) as error:
@@ -225,7 +219,7 @@ class Node:
             self._queues_empty = False
         # While results keep coming, the answers are left for the next turn and the server works
         # too; but not for longer, because a call may have to be sent again.
-        if not self._dispatcher.sent:
+        if self._backoff or not self._dispatcher.sent:
             parents = self._finisher.finish()
         else:
             parents = self._finisher.settle(newest=not self._finisher.collecting)
@@ -242,7 +236,9 @@ class Node:
         requested = self._claims.requested
         if self._may_claim() and now >= self._claim_at:
             wanted = self._dispatcher.wanted(requested)
-            if wanted:
+            if wanted and self._memory.short and not self._dispatcher.nests:
+                self._claim_at = now + LOOK_SECONDS
+            elif wanted:
                 self._claims.request(wanted)
         if requested or not self._dispatcher.busy:
             self._receive()

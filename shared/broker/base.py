@@ -8,10 +8,10 @@ from importlib.resources import files
 from typing import Any
 
 from redis import Redis
-from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from farpool.shared import keys, signing
+from farpool.shared.broker.script import Script
 
 RESULT_SECONDS = 500
 """How long results are kept where nobody says otherwise; RQ's own default."""
@@ -65,7 +65,7 @@ class BaseBroker:
 
     def _script(self, name: str) -> Script:
         text = files("farpool.shared").joinpath("scripts", f"{name}.lua").read_text()
-        return self.client.register_script(text)
+        return Script(self.client, text)
 
     def leases(self) -> dict[str, float]:
         """Return for each node the seconds that its lease has left; negative once it has ended."""

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
-from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from farpool.shared import keys, payload, signing
 from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker, is_text, text
+from farpool.shared.broker.script import Script
 from farpool.shared.call import Call
 from farpool.shared.errors import FarpoolError
 from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from farpool.shared import keys, outcome, signing
@@ -19,6 +18,7 @@ from farpool.shared.broker.base import (
     of_another_type,
     text,
 )
+from farpool.shared.broker.script import Script
 from farpool.shared.call import exchange
 from farpool.shared.errors import SignatureError
 from farpool.shared.jobs import NewJob, Tag, iso
@@ -105,6 +105,14 @@ class ProducerBroker(BaseBroker):
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.lrem(keys.queue(queue), 1, job_id)
+                pipe.unlink(keys.job(job_id))
+            pipe.execute()
+
+    def withdraw(self, queue: str, ids: Sequence[str], *, at_front: bool) -> None:
+        """Delete jobs that have just been added to one end of a queue, as far as they were."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids if at_front else reversed(ids):
+                pipe.lrem(keys.queue(queue), 1 if at_front else -1, job_id)
                 pipe.unlink(keys.job(job_id))
             pipe.execute()
 

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Takes up to `limit` jobs from queues, the first queue first, and records who holds them in the
 -- same step, so that a job is always in a queue or in a claim.
 -- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag, 4.. queues

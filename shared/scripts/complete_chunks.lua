@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Records the outcomes of chunks of one session, once each, as complete.lua does for other jobs;
 -- they leave nothing else, so that this takes a third of the time.
 -- For at most 1,000 chunks a call.

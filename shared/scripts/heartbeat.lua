@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Renews a node's lease, which covers all its claims, and the RQ records of what it executes.
 -- KEYS: 1 leases of the nodes, 2 RQ's hash of this worker, 3 RQ's executions of this worker
 -- ARGV: 1 node, 2 seconds of lease, 3 seconds to keep the worker's hash, 4 time now as RQ writes

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Takes over what a node held whose lease has ended: what it had not started goes back to the
 -- head of its queue uncharged, what it had started is charged one attempt. A job that may run at
 -- most once counts as started, because short ones are never announced.

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Gives claimed jobs back to the head of their queues, in the order given.
 -- KEYS: 1 claims of this node, 2 RQ's executions of this worker
 -- ARGV: 1 RQ's key prefix, then for each job: id, execution, queue, and if its process was lost

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Marks claimed jobs as started, with the records that RQ keeps of an execution.
 -- KEYS: 1 claims of this node, 2 RQ's executions of this worker, 3.. the job hash of each job
 -- ARGV: 1 node, 2 RQ's key prefix, 3 time now as RQ writes it, 4 seconds until RQ may take the

@@ -11,12 +11,13 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError, RedisError
 
-from farpool import Pool, Queue
+from farpool import NoResultError, Pool, Queue
 from farpool.shared import keys
 from farpool.shared.broker import Broker
 from farpool.shared.connection import connect
 from farpool.shared.server import EmbeddedServer
 from tests.support import tasks
+from tests.support.load import Load
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
@@ -154,3 +155,56 @@ def test_what_is_sent_again_because_its_answer_was_lost_runs_once(
         pool.starmap(tasks.append, [(str(log), f"{n}") for n in range(200)], chunksize=1)
     assert len(sent) > 2
     assert sorted(log.read_text().split()) == sorted(["one", *map(str, range(200))])
+
+
+def test_scripts_are_forgotten_under_load(
+    node: NodeProcess, url: str, client: Redis, tmp_path: Path
+) -> None:
+    with Load(url, tmp_path / "ran") as load:
+        for _ in range(20):
+            client.script_flush()
+            load.go_on(30)
+        load.finish()
+    assert node.process.poll() is None
+
+
+def test_connections_are_reset_under_load(
+    node: NodeProcess, url: str, client: Redis, tmp_path: Path
+) -> None:
+    with Load(url, tmp_path / "ran") as load:
+        for _ in range(20):
+            client.client_kill_filter(_type="normal", skipme=True)
+            load.go_on(30)
+        load.finish()
+    assert node.process.poll() is None
+
+
+def test_a_server_that_is_emptied_gives_a_clear_outcome(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        server = EmbeddedServer(socket=tmp_path / "s")
+        server.start()
+        stack.callback(server.stop)
+        node = stack.enter_context(NodeProcess(server.url, processes=1))
+        client = stack.enter_context(contextlib.closing(connect(server.url)))
+        pool = stack.enter_context(Pool(url=server.url))
+        threads = stack.enter_context(ThreadPoolExecutor())
+        markers = [str(tmp_path / name) for name in ("group", "pool", "waiting")]
+        queue = Queue(connection=client)
+        calls = [
+            threads.submit(queue.enqueue_map(tasks.block, markers).get),
+            threads.submit(pool.map_async(tasks.block, markers, 1).get),
+            threads.submit(queue.enqueue(tasks.square, 3).get),
+        ]
+        wait_for(Path(markers[0]).exists)
+        server.process.kill()
+        server.process.wait()
+        server.stop()
+        server.start()
+        for marker in markers:
+            Path(f"{marker}.go").touch()
+        for call in calls:
+            with pytest.raises(NoResultError, match=r"deleted,? or has expired"):
+                call.result(30)
+        assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
+        assert queue.enqueue_map(tasks.square, range(10)).get(20) == [n * n for n in range(10)]
+        assert node.process.poll() is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import gc
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -220,6 +223,12 @@ def map_squares(url: str, levels: int = 1, count: int = 3) -> int:
         return sum(pool.starmap(map_squares, [(url, levels - 1, count)] * count))
 
 
+def map_squares_later(url: str, marker: str) -> int:
+    """Do as `block`, then as `map_squares`."""
+    block(marker)
+    return map_squares(url)
+
+
 def map_squares_locally(url: str) -> int:
     """Do as `map_squares` in a local process of this one."""
     with Pool(1) as pool:
@@ -253,6 +262,31 @@ def nap_if_negative(n: float) -> float:
     if n < 0:
         time.sleep(-n)
     return n
+
+
+_hoarded: list[bytes] = []
+
+
+def hoard(megabytes: int) -> int:
+    """Keep that much memory more in this process; return the process id."""
+    _hoarded.append(os.urandom(1 << 20) * megabytes)
+    return os.getpid()
+
+
+def exhaust(megabytes: int) -> None:
+    """Allow this process that much address space, and take more."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, before[1]))
+    try:
+        bytearray(megabytes << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def read_nowhere() -> bytes:
+    """Read from address 0, in C."""
+    faulthandler.disable()
+    return ctypes.string_at(0)
 
 
 class Talkative:

@@ -120,6 +120,18 @@ def test_an_outcome_is_there_while_a_long_task_runs_on(
     assert running.get(10) == "done"
 
 
+def test_a_job_is_started_long_before_the_next_heartbeat(
+    start_node: Start, url: str, tmp_path: Path
+) -> None:
+    start_node(processes=1, lease=600)
+    marker = tmp_path / "marker"
+    job = Queue(url=url).enqueue(tasks.block, str(marker))
+    wait_for(marker.exists)
+    wait_for(lambda: job.is_started)
+    Path(f"{marker}.go").touch()
+    assert job.get(20) == "done"
+
+
 def test_a_suspended_worker_claims_nothing(node: NodeProcess, url: str, client: Redis) -> None:
     suspend(client)
     queue = Queue(url=url)
