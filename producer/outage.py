@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 
@@ -13,12 +14,23 @@ from redis import exceptions
 log = logging.getLogger("farpool.producer")
 
 _RETRY_SECONDS = 0.25
-_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, OSError)
+_AWAY = (
+    exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError, OSError,
+)  # fmt: skip
+# What a server that becomes a replica answers to those that wait in it; redis-py has no class
+# for it, and puts the command before it in a pipeline.
+_UNBLOCKED = re.compile(r"(^|: )UNBLOCKED ")
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 def is_away(error: Exception) -> bool:
-    """Return whether an error says that the server is away for now, rather than that it refuses."""
+    """Return whether an error says that the server is away for now, rather than that it refuses.
+
+    One that is full or has become a replica counts as away: others make room, or it is promoted.
+    """
+    if isinstance(error, exceptions.ResponseError) and _UNBLOCKED.search(str(error)):
+        return True
     return isinstance(error, _AWAY) and not isinstance(error, _REFUSED)
 
 
