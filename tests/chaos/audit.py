@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from redis import Redis
+
 import farpool
 from farpool.shared import keys
 from farpool.shared.broker import Broker
-from tests.chaos.cluster import Cluster
 from tests.support.leaks import leaked_keys
 
 _PATIENCE = 20.0
@@ -76,17 +77,20 @@ class _Journals:
         return waiting
 
 
-def audit(cluster: Cluster) -> Audit:
+def audit(folder: Path, given_up: set[int], client: Redis, url: str) -> Audit:
     """Read the producers' journals, the tasks' own traces, and what the server holds.
 
     Call it when all nodes and producers have ended.
+
+    Args:
+        folder: where they have left their traces.
+        given_up: numbers of the producers that were killed, whose last call may have no outcome.
     """
-    noted = _Journals(cluster.folder, cluster.given_up)
-    trace = (cluster.folder / "ran").read_text().splitlines()
+    noted = _Journals(folder, given_up)
+    trace = (folder / "ran").read_text().splitlines()
     runs = Counter(int(line.split()[0]) for line in trace)
     all_outcomes = sum(noted.outcomes.values(), Counter[int]())
     ended = noted.outcomes["done"].keys() | noted.outcomes["failed"].keys()
-    client = cluster.client
     counts = {
         "tasks sent": len(noted.kinds),
         "with an outcome": len(all_outcomes),
@@ -111,18 +115,15 @@ def audit(cluster: Cluster) -> Audit:
             for task, n in runs.items()
             if n > 1 and noted.kinds.get(task) == "once"
         ],
-        "jobs and calls without an end": _without_end(noted, cluster),
+        "jobs and calls without an end": _without_end(noted, client, url),
         "stuck claims": [repr(key) for key in client.scan_iter(keys.claims("*"))],
         "leaked keys": leaked_keys(client),
-        "orphan processes": [f"process {pid}" for pid in cluster.orphans()],
-        "processes that failed": cluster.troubles,
     }
     return Audit(counts, problems, noted.times)
 
 
-def _without_end(noted: _Journals, cluster: Cluster) -> list[str]:
+def _without_end(noted: _Journals, client: Redis, url: str) -> list[str]:
     """Return the jobs and detached calls that have no outcome, whoever has enqueued them."""
-    client = cluster.client
     known = set(noted.jobs)
     # A producer that was killed amid enqueueing could not note what it had enqueued.
     prefix = keys.job("")
@@ -135,7 +136,7 @@ def _without_end(noted: _Journals, cluster: Cluster) -> list[str]:
         f"job {job_id} is {status}" for job_id, status in statuses.items() if status not in _ENDED
     ]
     for call_id in noted.calls:
-        result = farpool.attach(call_id, url=cluster.server.url)
+        result = farpool.attach(call_id, url=url)
         result.wait(_PATIENCE)
         if not result.ready():
             problems.append(f"detached call {call_id}: {result.done} of {result.total} are done")

@@ -63,5 +63,8 @@ class Driver:
         """Let all come to its end; say what became of every task, and how soon after each fault."""
         self._faults.settle()
         self._cluster.settle()
-        found = audit(self._cluster)
+        cluster = self._cluster
+        found = audit(self._folder, cluster.given_up, cluster.client, cluster.server.url)
+        found.problems["orphan processes"] = [f"process {pid}" for pid in cluster.orphans()]
+        found.problems["processes that failed"] = cluster.troubles
         return found, recoveries(self._faults.injected, found.times, self._folder / "ran")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,51 @@ def test_what_is_sent_again_because_its_answer_was_lost_runs_once(
         pool.starmap(tasks.append, [(str(log), f"{n}") for n in range(200)], chunksize=1)
     assert len(sent) > 2
     assert sorted(log.read_text().split()) == sorted(["one", *map(str, range(200))])
+
+
+def full(client: Redis) -> None:
+    client.config_set("maxmemory", 1)
+
+
+def empty_again(client: Redis) -> None:
+    client.config_set("maxmemory", 0)
+
+
+def demoted(client: Redis) -> None:
+    client.replicaof("127.0.0.1", "1")
+
+
+def promoted(client: Redis) -> None:
+    client.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(("begin", "end"), [(full, empty_again), (demoted, promoted)])
+def test_who_waits_rides_out_a_server_that_takes_no_writes(
+    node: NodeProcess,
+    url: str,
+    client: Redis,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    begin: Callable[[Redis], None],
+    end: Callable[[Redis], None],
+) -> None:
+    with Pool(url=url) as pool, ThreadPoolExecutor() as threads:
+        queue = Queue(connection=connect(url))
+        markers = [str(tmp_path / name) for name in ("job", "pool")]
+        waiting = [
+            threads.submit(queue.enqueue(tasks.block, markers[0]).get),
+            threads.submit(pool.map_async(tasks.block, markers[1:]).get),
+        ]
+        wait_for(lambda: all(Path(marker).exists() for marker in markers))
+        begin(client)
+        try:
+            late = pool.map_async(tasks.square, range(100), chunksize=1)
+            wait_for(lambda: any("trying again" in message for message in caplog.messages))
+            for marker in markers:
+                Path(f"{marker}.go").touch()
+            wait_for(lambda: "trying again" in node.output)
+        finally:
+            end(client)
+        assert [future.result(30) for future in waiting] == ["done", ["done"]]
+        assert late.get(30) == [n * n for n in range(100)]
+        queue.connection.close()
