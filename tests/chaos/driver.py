@@ -39,7 +39,7 @@ class Driver:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._cluster)
-        self._stack.callback(self._faults.cancel)
+        self._stack.callback(self._faults.undo)
         return self
 
     def __exit__(self, *error: object) -> None:

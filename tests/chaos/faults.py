@@ -53,6 +53,8 @@ class Faults:
         self._cluster = cluster
         self._random = chance
         self._later: list[threading.Timer] = []
+        self._held: set[str] = set()
+        """Who is stopped or cut off now, and is not to be let go by another's end."""
         self._kinds: dict[Callable[[], None], int] = {
             self.kill_child: 5,
             self.pause_child: 3,
@@ -88,16 +90,24 @@ class Faults:
         for timer in self._later:
             timer.join()
 
-    def cancel(self) -> None:
-        """Let nothing happen any more."""
+    def undo(self) -> None:
+        """Let all go on now."""
         for timer in self._later:
             timer.cancel()
+            timer.function()
 
     def _note(self, name: str, victims: Iterable[int] = ()) -> None:
         self.injected.append(Fault(name, time.time(), frozenset(victims)))
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        timer = threading.Timer(seconds, action)
+    def _hold(self, who: str, seconds: float, let_go: Callable[[], None]) -> None:
+        """Take note that somebody is held up, and let go after a while; safe to repeat."""
+
+        def end() -> None:
+            let_go()
+            self._held.discard(who)
+
+        self._held.add(who)
+        timer = threading.Timer(seconds, end)
         timer.start()
         self._later.append(timer)
 
@@ -130,10 +140,13 @@ class Faults:
         """SIGSTOP a child for a while."""
         child = self._child()
         seconds, how_long = self._some_time()
-        if child is not None:
+        if child is not None and f"process {child}" not in self._held:
             self._note(f"child: SIGSTOP, {how_long}", [child])
-            _signal(child, signal.SIGSTOP)
-            self._after(seconds, lambda: _signal(child, signal.SIGCONT))
+            self._stop(child, seconds)
+
+    def _stop(self, pid: int, seconds: float) -> None:
+        _signal(pid, signal.SIGSTOP)
+        self._hold(f"process {pid}", seconds, lambda: _signal(pid, signal.SIGCONT))
 
     def segfault(self) -> None:
         """Let a task read address 0."""
@@ -181,9 +194,9 @@ class Faults:
         slot = self._slot()
         pid = self._cluster.nodes[slot].pid
         seconds, how_long = self._some_time()
-        self._note(f"node: SIGSTOP, {how_long}", self._children(slot))
-        _signal(pid, signal.SIGSTOP)
-        self._after(seconds, lambda: _signal(pid, signal.SIGCONT))
+        if f"process {pid}" not in self._held:
+            self._note(f"node: SIGSTOP, {how_long}", self._children(slot))
+            self._stop(pid, seconds)
 
     def drain_node(self) -> None:
         """SIGTERM a node; another one comes."""
@@ -197,10 +210,10 @@ class Faults:
         """Pull a node's cable for a while."""
         slot = self._slot()
         seconds, how_long = self._some_time()
-        if self._cluster.hosts is not None:
+        if self._cluster.hosts is not None and f"host {slot}" not in self._held:
             self._note(f"node: cable pulled, {how_long}", self._children(slot))
             self._cluster.hosts.cut(slot + 1)
-            self._after(seconds, lambda: self._heal(slot))
+            self._hold(f"host {slot}", seconds, lambda: self._heal(slot))
 
     def _heal(self, slot: int) -> None:
         if self._cluster.hosts is not None:
