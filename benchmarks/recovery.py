@@ -39,8 +39,11 @@ def recovery(bench: Bench) -> list[Row]:
         seconds = [_lost_node(bench, signum, lease) for _ in range(bench.size(5))]
         rows.append(_row(f"{what} node, to its task again", seconds, 15.0))
     results, signs = [], []
-    for _ in range(bench.size(10)):
-        result, sign = _restarted_server(_AWAY_SECONDS)
+    rounds = bench.size(10)
+    for number in range(rounds):
+        # Nodes and producers try again at most a second apart: each round comes back amid another
+        # part of that second.
+        result, sign = _restarted_server(_AWAY_SECONDS + number / rounds)
         results.append(result)
         signs.append(sign)
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import signal
 import sys
@@ -41,8 +42,10 @@ def main(seconds: float, seed: int | None, nodes: int, producers: int, hosts: bo
         with Driver(Path(name), seed, made, nodes, producers) as driver:
             driver.run(seconds)
             found, recovered = driver.finish()
-    for line in [*_recovery_table(recovered), "", *_audit_table(found)]:
+    for line in [*_recovery_table(recovered), "", *_audit_table(found), ""]:
         click.echo(line)
+    silence = max((after - before for before, after in itertools.pairwise(found.times)), default=0)
+    click.echo(f"longest time without an outcome: {silence:.2f} s")
     problems = [f"{what}: {each}" for what, all_ in found.problems.items() for each in all_]
     for problem in problems[:_SHOWN]:
         click.echo(f"  {problem}")

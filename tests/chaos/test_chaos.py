@@ -25,7 +25,7 @@ def hosts() -> Iterator[Hosts | None]:
 @pytest.mark.slow
 def test_no_task_is_mistreated(tmp_path: Path, hosts: Hosts | None) -> None:
     with Driver(tmp_path, 7, hosts) as driver:
-        driver.run(8, each=True)
+        driver.run(2, each=True)
         found, _ = driver.finish()
     assert found.problems == {kind: [] for kind in found.problems}
     assert found.counts["with an outcome"] > 500
