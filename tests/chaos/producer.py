@@ -83,10 +83,10 @@ class Producer:
     def _note(self, *lines: str) -> None:
         os.write(self._journal, "".join(f"{line}\n" for line in lines).encode())
 
-    def _tasks(self, kind: str, most: int) -> list[Task]:
+    def _tasks(self, kind: str, most: int, long: float = 0.02) -> list[Task]:
+        """Make tasks, of which a part is long enough to be hit while it runs."""
         count = _MANY if self._phase == "enqueue" else self._random.randint(1, most)
-        # One in fifty is long enough to be hit while it runs.
-        seconds = [0.3 if self._random.random() < 0.02 else 0.002 for _ in range(count)]
+        seconds = [0.3 if self._random.random() < long else 0.002 for _ in range(count)]
         if count == _MANY:
             seconds = [0.0] * count
         tasks = [(self._folder, self._next + n, nap) for n, nap in enumerate(seconds)]
@@ -155,7 +155,7 @@ class Producer:
 
     def once(self) -> None:
         """Single calls that may be lost, but not run twice."""
-        tasks = self._tasks("once", 20)
+        tasks = self._tasks("once", 20, long=0.25)
         results = [self._pool.apply_async(work, task, max_attempts=1) for task in tasks]
         self._check_each(tasks, (result.get for result in results))
 
