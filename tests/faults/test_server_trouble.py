@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,3 +204,30 @@ def test_who_waits_rides_out_a_server_that_takes_no_writes(
         assert [future.result(30) for future in waiting] == ["done", ["done"]]
         assert late.get(30) == [n * n for n in range(100)]
         queue.connection.close()
+
+
+@pytest.mark.slow
+def test_nodes_are_not_lost_because_the_server_was_away(tmp_path: Path) -> None:
+    server = EmbeddedServer(socket=tmp_path / "s", data=tmp_path / "data")
+    with (
+        server,
+        NodeProcess(server.url, processes=1, lease=2) as one,
+        NodeProcess(server.url, processes=1, lease=2) as other,
+        contextlib.closing(connect(server.url)) as client,
+        Pool(url=server.url) as pool,
+    ):
+        markers = [str(tmp_path / name) for name in ("one", "other")]
+        # Each may run once, and fails if its node is taken for lost.
+        running = [pool.apply_async(tasks.block, (m,), max_attempts=1) for m in markers]
+        wait_for(lambda: all(Path(marker).exists() for marker in markers))
+        server.process.kill()
+        server.process.wait()
+        server.stop()
+        ended = time.time() + 2
+        wait_for(lambda: time.time() > ended)
+        server.start()
+        wait_for(lambda: min(Broker(client).leases().values()) > 0)
+        wait_for(lambda: all("answers again" in node.output for node in (one, other)))
+        for marker in markers:
+            Path(f"{marker}.go").touch()
+        assert [result.get(20) for result in running] == ["done", "done"]
