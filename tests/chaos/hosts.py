@@ -74,6 +74,8 @@ class Hosts:
             _ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "eth0", "up")
+        # Some containers may make namespaces and not run anything in them.
+        _ip("netns", "exec", self._name(0), "true")
 
     def __exit__(self, *error: object) -> None:
         if self._home >= 0:
