@@ -12,6 +12,7 @@ from itertools import takewhile
 
 from benchmarks import machine, pools
 from benchmarks.harness import PROCESSES, Bench, Row, seconds
+from benchmarks.recovery import recovery
 from benchmarks.tasks import millisecond, square
 from farpool import Queue
 
@@ -148,4 +149,5 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "arrays": pools.arrays,
     "idle": idle,
     "memory": memory,
+    "recovery": recovery,
 }

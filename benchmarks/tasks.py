@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 
 def square(n: int) -> int:
@@ -23,3 +25,11 @@ def sleep_for(nap: float) -> None:
 def double(buffer: bytearray) -> bytearray:
     """Return a buffer of the same size."""
     return buffer[::-1]
+
+
+def note_and_wait(folder: str) -> None:
+    """Note process and time in `folder`, and wait for a file `go` there."""
+    with Path(folder, "trace").open("a") as trace:
+        trace.write(f"{os.getpid()} {time.time()}\n")
+    while not Path(folder, "go").exists():
+        time.sleep(0.01)

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -51,7 +52,7 @@ def start_node(url: str) -> Iterator[Callable[..., NodeProcess]]:
     """Starts node processes (`start_node("queue", processes=2, ...)`) that end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(*queues: str, **options: object) -> NodeProcess:
+        def start(*queues: str, **options: Any) -> NodeProcess:
             return stack.enter_context(NodeProcess(url, *queues, **options))
 
         yield start

@@ -71,12 +71,14 @@ class Node:
         self._stop_at: float | None = None
         self._backoff = 0.0
         self._trouble = ""
+        self._away_since = 0.0
         self._said_busy = False
         # Monotonic times from which on each duty is due.
         self._talk_at = 0.0
         self._claim_at = 0.0
         self._beat_at = 0.0
         self._announce_at = 0.0
+        self._judge_at = 0.0
         self._maintain_at = time.monotonic() + MAINTENANCE_SECONDS
 
     def stop(self) -> None:
@@ -192,6 +194,8 @@ class Node:
         try:
             if self._backoff:
                 self._reconcile()
+                # Leases of others may have ended only because nobody could renew any.
+                self._judge_at = now + min(self.config.lease, now - self._away_since)
             # First, because a full server takes this still while it takes no outcomes.
             self._keep_alive(now)
             self._record(now)
@@ -274,7 +278,7 @@ class Node:
             lost_nodes, gone = self._registration.renew(self._said_busy, started)
             self._kill_unwanted(gone)
             self._waiter.check()
-            for lost in lost_nodes:
+            for lost in lost_nodes if now >= self._judge_at else ():
                 recover(
                     self._broker, self.config.name, lost, self._finisher, self.config.max_attempts
                 )
@@ -317,6 +321,8 @@ class Node:
             self._outage(error)
 
     def _outage(self, error: Exception) -> None:
+        if not self._backoff:
+            self._away_since = time.monotonic()
         if not self._backoff or str(error) != self._trouble:
             log.warning("trouble with the server, trying again: %s", error)
         self._trouble = str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -15,87 +14,128 @@ from farpool.shared.broker import Broker
 from tests.support.leaks import leaked_keys
 
 _PATIENCE = 20.0
+_ENDED = ("finished", "failed")
 
 
 class Audit(NamedTuple):
-    """Counts of tasks, and the problems; none if all is well."""
+    """What was found.
 
-    sent: int
-    done: int
-    lost_by_name: int
-    runs: int
-    redone: int
-    longest_silence: float
-    problems: list[str]
-
-
-def audit(folder: Path, killed: set[int], client: Redis, url: str) -> Audit:
-    """Read the producers' journals and the tasks' own traces.
-
-    Args:
-        killed: numbers of the producers that were killed, whose last call may have no outcome.
+    Attributes:
+        counts: what was done, and how often.
+        problems: what should never be -> each time that it is.
+        times: when outcomes arrived (seconds since the epoch), in order.
     """
-    kinds: dict[int, str] = {}
-    outcomes: Counter[int] = Counter()
-    lost: set[int] = set()
-    times: list[float] = []
-    problems: list[str] = []
-    job_ids: list[str] = []
-    call_ids: list[str] = []
-    for journal in folder.glob("journal-*"):
-        number = int(journal.name.partition("-")[2])
+
+    counts: dict[str, int]
+    problems: dict[str, list[str]]
+    times: list[float]
+
+
+class _Journals:
+    """What all producers have noted."""
+
+    def __init__(self, folder: Path, given_up: set[int]) -> None:
+        self.kinds: dict[int, str] = {}
+        self.outcomes: dict[str, Counter[int]] = {
+            "done": Counter(), "lost": Counter(), "failed": Counter()
+        }  # fmt: skip
+        self.refused: set[int] = set()
+        self.abandoned: set[int] = set()
+        """Tasks without an outcome whose producer was killed."""
+        self.without: set[int] = set()
+        """All other tasks without an outcome."""
+        self.times: list[float] = []
+        self.wrong: list[str] = []
+        self.jobs: list[str] = []
+        self.calls: list[str] = []
+        for path in sorted(folder.glob("journal-*")):
+            waiting = self._read(path)
+            killed = int(path.name.partition("-")[2]) in given_up
+            (self.abandoned if killed else self.without).update(waiting)
+        self.times.sort()
+
+    def _read(self, path: Path) -> set[int]:
         waiting: set[int] = set()
-        for line in journal.read_text().splitlines():
+        for line in path.read_text().splitlines():
             what, *rest = line.split()
             if what == "sent":
-                kinds[int(rest[1])] = rest[0]
+                self.kinds[int(rest[1])] = rest[0]
                 waiting.add(int(rest[1]))
-            elif what == "job":
-                job_ids.append(rest[0])
-            elif what == "call":
-                call_ids.append(rest[0])
-            elif what in ("done", "lost"):
-                outcomes[int(rest[0])] += 1
+            elif what == "refused":
+                self.refused.add(int(rest[0]))
                 waiting.discard(int(rest[0]))
-                times.append(float(rest[1]))
-                if what == "lost":
-                    lost.add(int(rest[0]))
+            elif what == "job":
+                self.jobs.append(rest[0])
+            elif what == "call":
+                self.calls.append(rest[0])
+            elif what in self.outcomes:
+                self.outcomes[what][int(rest[0])] += 1
+                waiting.discard(int(rest[0]))
+                self.times.append(float(rest[1]))
             else:
-                problems.append(line)
-        if waiting and number not in killed:
-            problems.append(f"{len(waiting)} tasks of producer {number} have no outcome")
-    problems += _without_end(job_ids, call_ids, client, url)
-    runs = Counter(map(int, (folder / "ran").read_text().split()))
-    problems += [f"task {task} has {n} outcomes" for task, n in outcomes.items() if n != 1]
-    problems += [
-        f"task {task} has an outcome and never ran"
-        for task in outcomes
-        if task not in lost and not runs[task]
-    ]
-    problems += [
-        f"task {task} ran {n} times, which may run once"
-        for task, n in runs.items()
-        if n > 1 and kinds.get(task) == "once"
-    ]
-    problems += [f"stuck claim {key!r}" for key in client.keys(keys.claims("*"))]
-    problems += [f"leaked key {key}" for key in leaked_keys(client)]
-    times.sort()
-    silence = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
-    return Audit(
-        len(kinds), sum(outcomes.values()), len(lost), sum(runs.values()),
-        sum(n > 1 for n in runs.values()), silence, problems,
-    )  # fmt: skip
+                self.wrong.append(line)
+        return waiting
 
 
-def _without_end(job_ids: list[str], call_ids: list[str], client: Redis, url: str) -> list[str]:
+def audit(folder: Path, given_up: set[int], client: Redis, url: str) -> Audit:
+    """Read the producers' journals, the tasks' own traces, and what the server holds.
+
+    Call it when all nodes and producers have ended.
+
+    Args:
+        folder: where they have left their traces.
+        given_up: numbers of the producers that were killed, whose last call may have no outcome.
+    """
+    noted = _Journals(folder, given_up)
+    trace = (folder / "ran").read_text().splitlines()
+    runs = Counter(int(line.split()[0]) for line in trace)
+    all_outcomes = sum(noted.outcomes.values(), Counter[int]())
+    ended = noted.outcomes["done"].keys() | noted.outcomes["failed"].keys()
+    counts = {
+        "tasks sent": len(noted.kinds),
+        "with an outcome": len(all_outcomes),
+        "of these, lost by name": len(noted.outcomes["lost"]),
+        "of these, failed with MemoryError": len(noted.outcomes["failed"]),
+        "refused, as the server was away": len(noted.refused),
+        "of killed producers, without an outcome": len(noted.abandoned),
+        "times that a task began": runs.total(),
+        "tasks that began more than once": sum(n > 1 for n in runs.values()),
+    }
+    problems = {
+        "lost": [f"task {task} has no outcome" for task in sorted(noted.without)],
+        "two outcomes": [
+            f"task {task} has {n} outcomes" for task, n in all_outcomes.items() if n > 1
+        ],
+        "wrong results": noted.wrong,
+        "outcomes without a run": [
+            f"task {task} has an outcome and never ran" for task in ended if not runs[task]
+        ],
+        "at most once, run twice": [
+            f"task {task} ran {n} times, which may run once"
+            for task, n in runs.items()
+            if n > 1 and noted.kinds.get(task) == "once"
+        ],
+        "jobs and calls without an end": _without_end(noted, client, url),
+        "stuck claims": [repr(key) for key in client.scan_iter(keys.claims("*"))],
+        "leaked keys": leaked_keys(client),
+    }
+    return Audit(counts, problems, noted.times)
+
+
+def _without_end(noted: _Journals, client: Redis, url: str) -> list[str]:
     """Return the jobs and detached calls that have no outcome, whoever has enqueued them."""
-    statuses = Broker(client).statuses(job_ids)
+    known = set(noted.jobs)
+    # A producer that was killed amid enqueueing could not note what it had enqueued.
+    prefix = keys.job("")
+    known.update(
+        key.decode().removeprefix(prefix)
+        for key in client.scan_iter(keys.job("*"), count=1000, _type="hash")
+    )
+    statuses = Broker(client).statuses(sorted(known))
     problems = [
-        f"job {job_id} is {status}"
-        for job_id, status in statuses.items()
-        if status not in ("finished", "failed")
+        f"job {job_id} is {status}" for job_id, status in statuses.items() if status not in _ENDED
     ]
-    for call_id in call_ids:
+    for call_id in noted.calls:
         result = farpool.attach(call_id, url=url)
         result.wait(_PATIENCE)
         if not result.ready():

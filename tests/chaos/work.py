@@ -1,19 +1,70 @@
-"""The task of the chaos driver: it leaves a trace outside of Redis each time that it begins."""
+"""The task of the chaos driver: it leaves a trace outside of Redis each time that it begins.
+
+A line of the trace is `TASK PID TIME`. The driver may leave an order, which the next task to begin
+takes and obeys: `segfault`, `memory limit` or `out of memory`.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import time
+from pathlib import Path
+
+_SPARE_BYTES = 1 << 24
+_TOO_MANY_BYTES = 1 << 32
 
 
 def work(folder: str, task_id: int, seconds: float) -> int:
     """Note that task `task_id` has begun here, sleep, and return twice its id."""
-    trace = f"{task_id}\n".encode()
-    file = os.open(f"{folder}/ran", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    _append(f"{folder}/ran", f"{task_id} {os.getpid()} {time.time():.3f}\n")
+    taken = f"{folder}/taken-{task_id}"
+    try:
+        os.rename(f"{folder}/order", taken)
+    except FileNotFoundError:
+        time.sleep(seconds)
+        return 2 * task_id
+    order = Path(taken).read_text()
+    _append(f"{folder}/obeyed", f"{os.getpid()} {time.time():.3f}\n")
+    _obey(order)
+    raise AssertionError(f"no harm was done by {order!r}")
+
+
+def _append(path: str, line: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         # One write that is appended whole, whoever else writes.
-        os.write(file, trace)
+        os.write(file, line.encode())
     finally:
         os.close(file)
-    time.sleep(seconds)
-    return 2 * task_id
+
+
+def _obey(order: str) -> None:
+    if order == "segfault":
+        ctypes.string_at(0)
+    elif order == "memory limit":
+        exceed_limit()
+    elif order == "out of memory":
+        # As the kernel does to who has too much.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exceed_limit() -> None:
+    """Ask for more memory than this process may have (Linux only).
+
+    Raises:
+        MemoryError: always.
+    """
+    assert sys.platform == "linux"
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + _SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        bytearray(_TOO_MANY_BYTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,30 @@ def test_a_server_that_is_emptied_gives_a_clear_outcome(tmp_path: Path) -> None:
         assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
         assert queue.enqueue_map(tasks.square, range(10)).get(20) == [n * n for n in range(10)]
         assert node.process.poll() is None
+
+
+@pytest.mark.slow
+def test_nodes_are_not_lost_because_the_server_was_away(tmp_path: Path) -> None:
+    server = EmbeddedServer(socket=tmp_path / "s", data=tmp_path / "data")
+    with (
+        server,
+        NodeProcess(server.url, processes=1, lease=2) as one,
+        NodeProcess(server.url, processes=1, lease=2) as other,
+        contextlib.closing(connect(server.url)) as client,
+        Pool(url=server.url) as pool,
+    ):
+        markers = [str(tmp_path / name) for name in ("one", "other")]
+        # Each may run once, and fails if its node is taken for lost.
+        running = [pool.apply_async(tasks.block, (m,), max_attempts=1) for m in markers]
+        wait_for(lambda: all(Path(marker).exists() for marker in markers))
+        server.process.kill()
+        server.process.wait()
+        server.stop()
+        ended = time.time() + 2
+        wait_for(lambda: time.time() > ended)
+        server.start()
+        wait_for(lambda: min(Broker(client).leases().values()) > 0)
+        wait_for(lambda: all("answers again" in node.output for node in (one, other)))
+        for marker in markers:
+            Path(f"{marker}.go").touch()
+        assert [result.get(20) for result in running] == ["done", "done"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 
 from redis import Redis
 
@@ -39,3 +40,10 @@ def descendants(pid: int, *, leaders: bool = False) -> list[int]:
         child for child, _, group in rows
         if child in found - {pid} and (child == group or not leaders)
     )  # fmt: skip
+
+
+def alive(pids: Iterable[int]) -> set[int]:
+    """Return which of these processes are still there, and not only waiting to be reaped."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True)
+    rows = (line.split() for line in listed.stdout.splitlines())
+    return {int(pid) for pid, state in rows if not state.startswith("Z")} & set(pids)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,11 +19,19 @@ ROOT = Path(__file__).parents[2]
 
 
 class NodeProcess:
-    """A running `farpool worker`; options become `--option value`, True a bare flag."""
+    """A running `farpool worker`; options become `--option value`, True a bare flag.
 
-    def __init__(self, url: str, *queues: str, **options: object) -> None:
+    Args:
+        url: the server.
+        queues: names of its queues.
+        launcher: a command that runs the one after it, as the same process.
+    """
+
+    def __init__(
+        self, url: str, *queues: str, launcher: Sequence[str] = (), **options: object
+    ) -> None:
         options.setdefault("processes", 2)
-        command = [sys.executable, "-m", "farpool", "worker", *queues]
+        command = [*launcher, sys.executable, "-m", "farpool", "worker", *queues]
         for name, value in options.items():
             flag = f"--{name.replace('_', '-')}"
             command += [flag] if value is True else [flag, str(value)]

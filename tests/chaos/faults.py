@@ -1,0 +1,288 @@
+"""What is done to the processes of a chaos run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from redis.exceptions import RedisError
+
+from tests.chaos.cluster import LEASE_SECONDS, Cluster
+from tests.support.leaks import descendants
+from tests.support.waiting import wait_for
+
+_OBEY_SECONDS = 5.0
+_DIE_SECONDS = 20.0
+_ANSWER_SECONDS = 20.0
+_NOBODY = ("127.0.0.1", 1)
+
+
+class Fault(NamedTuple):
+    """One fault that was injected.
+
+    Attributes:
+        name: of its kind.
+        time: from which on things can get better (seconds since the epoch): when it was injected,
+            or, if the whole server was away, when that was over.
+        victims: the child processes whose work it held up or lost.
+    """
+
+    name: str
+    time: float
+    victims: frozenset[int]
+
+
+class Faults:
+    """Does one thing after another to a cluster.
+
+    Args:
+        cluster: the processes.
+        chance: decides what is done, and to whom.
+    """
+
+    def __init__(self, cluster: Cluster, chance: random.Random) -> None:
+        self.injected: list[Fault] = []
+        self._cluster = cluster
+        self._random = chance
+        self._later: list[threading.Timer] = []
+        self._held: set[str] = set()
+        """Who is stopped or cut off now, and is not to be let go by another's end."""
+        self._kinds: dict[Callable[[], None], int] = {
+            self.kill_child: 5,
+            self.pause_child: 3,
+            self.segfault: 3,
+            self.exhaust_memory: 2,
+            self.kill_node: 2,
+            self.pause_node: 3,
+            self.drain_node: 2,
+            self.kill_producer: 2,
+            self.restart_server: 1,
+            self.reset_connections: 2,
+            self.flush_scripts: 2,
+            self.refuse_writes: 1,
+            self.fill_server: 1,
+        }
+        if sys.platform == "linux":
+            self._kinds[self.limit_memory] = 2
+        if cluster.hosts is not None:
+            self._kinds[self.cut_node] = 4
+
+    def inject(self) -> None:
+        """Do one of these things."""
+        (fault,) = self._random.choices(list(self._kinds), list(self._kinds.values()))
+        fault()
+
+    def inject_all(self) -> None:
+        """Do each of these things once, in any order."""
+        for fault in self._random.sample(list(self._kinds), len(self._kinds)):
+            fault()
+
+    def settle(self) -> None:
+        """Wait until all that was stopped or cut for a while goes on."""
+        for timer in self._later:
+            timer.join()
+
+    def undo(self) -> None:
+        """Let all go on now."""
+        for timer in self._later:
+            timer.cancel()
+            timer.function()
+
+    def _note(self, name: str, victims: Iterable[int] = ()) -> None:
+        self.injected.append(Fault(name, time.time(), frozenset(victims)))
+
+    def _hold(self, who: str, seconds: float, let_go: Callable[[], None]) -> None:
+        """Take note that somebody is held up, and let go after a while; safe to repeat."""
+
+        def end() -> None:
+            let_go()
+            self._held.discard(who)
+
+        self._held.add(who)
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        self._later.append(timer)
+
+    def _some_time(self) -> tuple[float, str]:
+        """Return seconds that are clearly shorter or longer than a lease, and say which."""
+        if self._random.random() < 0.5:
+            return LEASE_SECONDS * self._random.uniform(0.2, 0.8), "shorter than the lease"
+        return LEASE_SECONDS * self._random.uniform(1.5, 2.5), "longer than the lease"
+
+    # --- children ----------------------------------------------------------------------------
+
+    def _child(self) -> int | None:
+        children = self._children(self._slot())
+        return self._random.choice(children) if children else None
+
+    def _slot(self) -> int:
+        return self._random.randrange(len(self._cluster.nodes))
+
+    def _children(self, slot: int) -> list[int]:
+        return descendants(self._cluster.nodes[slot].pid, leaders=True)
+
+    def kill_child(self) -> None:
+        """SIGKILL a child, whatever it does."""
+        child = self._child()
+        if child is not None:
+            self._note("child: SIGKILL", [child])
+            _signal(child, signal.SIGKILL)
+
+    def pause_child(self) -> None:
+        """SIGSTOP a child for a while."""
+        child = self._child()
+        seconds, how_long = self._some_time()
+        if child is not None and f"process {child}" not in self._held:
+            self._note(f"child: SIGSTOP, {how_long}", [child])
+            self._stop(child, seconds)
+
+    def _stop(self, pid: int, seconds: float) -> None:
+        _signal(pid, signal.SIGSTOP)
+        self._hold(f"process {pid}", seconds, lambda: _signal(pid, signal.SIGCONT))
+
+    def segfault(self) -> None:
+        """Let a task read address 0."""
+        self._order("segfault", "child: segfault")
+
+    def exhaust_memory(self) -> None:
+        """Let a task be killed as by the kernel that has no memory left."""
+        self._order("out of memory", "child: SIGKILL within a task")
+
+    def limit_memory(self) -> None:
+        """Let a task ask for more memory than it may have."""
+        self._order("memory limit", "child: memory limit, MemoryError")
+
+    def _order(self, order: str, name: str) -> None:
+        folder = self._cluster.folder
+        done = folder / "obeyed"
+        unfinished, placed = folder / "order.new", folder / "order"
+        unfinished.write_text(order)
+        unfinished.rename(placed)
+        try:
+            wait_for(done.exists, _OBEY_SECONDS)
+        except AssertionError:
+            # Nothing has begun for so long, because of other faults.
+            try:
+                placed.unlink()
+                return
+            except FileNotFoundError:
+                wait_for(done.exists, _OBEY_SECONDS)
+        pid, when = done.read_text().split()
+        done.unlink()
+        self.injected.append(Fault(name, float(when), frozenset([int(pid)])))
+
+    # --- nodes -------------------------------------------------------------------------------
+
+    def kill_node(self) -> None:
+        """SIGKILL a node's parent process; another node comes."""
+        slot = self._slot()
+        self._heal(slot)
+        self._note("node: SIGKILL", self._children(slot))
+        self._cluster.nodes[slot].process.kill()
+        self._cluster.replace_node(slot).__exit__()
+
+    def pause_node(self) -> None:
+        """SIGSTOP a node's parent process for a while."""
+        slot = self._slot()
+        pid = self._cluster.nodes[slot].pid
+        seconds, how_long = self._some_time()
+        if f"process {pid}" not in self._held:
+            self._note(f"node: SIGSTOP, {how_long}", self._children(slot))
+            self._stop(pid, seconds)
+
+    def drain_node(self) -> None:
+        """SIGTERM a node; another one comes."""
+        slot = self._slot()
+        self._heal(slot)
+        before = self._cluster.replace_node(slot)
+        self._note("node: SIGTERM", descendants(before.pid, leaders=True))
+        before.__exit__()
+
+    def cut_node(self) -> None:
+        """Pull a node's cable for a while."""
+        slot = self._slot()
+        seconds, how_long = self._some_time()
+        if self._cluster.hosts is not None and f"host {slot}" not in self._held:
+            self._note(f"node: cable pulled, {how_long}", self._children(slot))
+            self._cluster.hosts.cut(slot + 1)
+            self._hold(f"host {slot}", seconds, lambda: self._heal(slot))
+
+    def _heal(self, slot: int) -> None:
+        if self._cluster.hosts is not None:
+            self._cluster.hosts.heal(slot + 1)
+
+    # --- producers ---------------------------------------------------------------------------
+
+    def kill_producer(self) -> None:
+        """Let a producer die amid enqueueing or while it waits; another one comes."""
+        number = self._random.choice(list(self._cluster.producers))
+        phase = self._random.choice(["enqueue", "wait"])
+        order = self._cluster.folder / f"die-{number}"
+        unfinished = self._cluster.folder / f"die-{number}.new"
+        unfinished.write_text(f"{phase} {self._random.uniform(0.001, 0.05)}")
+        unfinished.rename(order)
+        producer = self._cluster.producers[number]
+        name = f"producer: killed while it {phase}s"
+        try:
+            if producer.wait(_DIE_SECONDS) != -signal.SIGALRM:
+                # It has failed of itself, which is noted elsewhere.
+                return
+        except subprocess.TimeoutExpired:
+            name = "producer: killed"
+        self._note(name)
+        self._cluster.replace_producer(number)
+
+    # --- the server --------------------------------------------------------------------------
+
+    def restart_server(self) -> None:
+        """SIGKILL the server and start it with the data that it has written."""
+        server = self._cluster.server
+        server.process.kill()
+        server.process.wait()
+        server.stop()
+        time.sleep(LEASE_SECONDS * self._random.random())
+        server.start()
+        wait_for(self._answers, _ANSWER_SECONDS)
+        self._note("server: killed and restarted")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(RedisError, OSError):
+            return bool(self._cluster.client.ping())
+        return False
+
+    def reset_connections(self) -> None:
+        """Break every connection to the server."""
+        self._note("server: connections reset")
+        self._cluster.client.client_kill_filter(_type="normal", skipme=True)
+
+    def flush_scripts(self) -> None:
+        """Let the server forget its scripts."""
+        self._note("server: scripts forgotten")
+        self._cluster.client.script_flush()
+
+    def refuse_writes(self) -> None:
+        """Make the server the replica of nobody, which can be read only, for a while."""
+        self._cluster.client.replicaof(*_NOBODY)
+        time.sleep(LEASE_SECONDS * self._random.uniform(0.1, 0.8))
+        self._cluster.client.replicaof("NO", "ONE")
+        self._note("server: read only")
+
+    def fill_server(self) -> None:
+        """Leave the server no memory for a while."""
+        self._cluster.client.config_set("maxmemory", 1)
+        time.sleep(LEASE_SECONDS * self._random.uniform(0.1, 0.8))
+        self._cluster.client.config_set("maxmemory", 0)
+        self._note("server: memory full")
+
+
+def _signal(pid: int, signum: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
