@@ -70,10 +70,11 @@ class Load:
         self._over.set()
         done = [text for producer in self._producers for text in producer.result(60)]
         ran = Counter(self.ran())
-        assert (ran - Counter(done), Counter(done) - ran) == ({}, {})
+        wrong = {"unanswered": ran - Counter(done), "not run": Counter(done) - ran}
+        assert not any(wrong.values()), wrong
         assert set(Counter(done).values()) == {1}
         with connect(self._url) as client:
-            assert charged(client) == []
+            assert charged(client) == [], charged(client)
 
     def __enter__(self) -> Self:
         self._producers = [self._threads.submit(each) for each in (self._map, self._enqueue)]
