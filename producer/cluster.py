@@ -82,8 +82,6 @@ class ClusterBackend:
             self._session.id, announce=True, chunk=True, output=forward_output, leased=True
         )
         self._collector = Collector(self._session)
-        self._unsure: set[str] = set()
-        """Chunks of which it is not known whether the server got them."""
 
     def start(self, resolve: Resolve, broken: Break) -> None:
         """See `Backend.start`."""
@@ -100,8 +98,7 @@ class ClusterBackend:
 
     def cancel(self, chunks: Collection[str]) -> None:
         """See `Backend.cancel`."""
-        self._session.forget(chunks)
-        self._unsure.difference_update(chunks)
+        self._session.drop(chunks)
         try:
             self._broker.cancel(self.queue, chunks)
         except (RedisError, OSError) as error:
@@ -118,31 +115,22 @@ class ClusterBackend:
 
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
-        ids = [chunk.id for chunk in chunks]
-        again = not self._unsure.isdisjoint(ids)
         try:
-            try:
-                self._enqueue(chunks, again)
-            except LeaseEndedError:
-                self._lease.renew()
-                self._enqueue(chunks, again)
-        except BaseException:
-            self._unsure.update(ids)
-            raise
+            self._enqueue(chunks)
+        except LeaseEndedError:
+            self._lease.renew()
+            self._enqueue(chunks)
         finally:
             self._collector.wake()
-        if again:
-            self._unsure.difference_update(ids)
 
-    def _enqueue(self, chunks: Sequence[Submission], again: bool) -> None:
+    def _enqueue(self, chunks: Sequence[Submission]) -> None:
         for (limit, attempts, lost, once), part in itertools.groupby(chunks, lambda c: c[3:]):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
             tag = replace(self._tag, limit=limit, attempts=attempts, once=once)
             # What a task waits for comes before more tasks that would wait like it.
             self._session.enqueue(
-                self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost, again=again,
-                at_front=nesting.active(),
-            )  # fmt: skip
+                self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost, at_front=nesting.active()
+            )
 
     def stop(self, unfinished: Iterable[str]) -> None:
         """See `Backend.stop`."""

@@ -8,7 +8,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -16,7 +16,7 @@ from rq.job import JobStatus
 from rq.results import Result
 
 from farpool.shared import keys, outcome
-from farpool.shared.broker import Broker, of_another_type
+from farpool.shared.broker import Broker, LeaseEndedError, of_another_type
 from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.jobs import NewJob, Tag
 
@@ -67,6 +67,9 @@ class Session:
         self._lock = threading.Lock()
         self._pending: dict[str, float] = {}
         """Job id -> monotonic time when it was surely on the server; infinity until then."""
+        self._unsure: set[str] = set()
+        """Jobs of which the server has not said whether it took them. Their outcomes stay there, by
+        which it knows them when they are sent again."""
         self._seen = {keys.done(self.id): "0-0"}
         if on_output is not None:
             self._seen[keys.output(self.id)] = "0-0"
@@ -90,17 +93,30 @@ class Session:
     def enqueue(self, queue: str, jobs: Sequence[NewJob], tag: Tag, **options: Any) -> None:
         """Enqueue jobs and wait for them too; may be called from another thread than `wait`.
 
+        Called again with jobs that the server did not answer for, it adds those that are missing.
+
         Args:
             options: see `Broker.enqueue`.
+
+        Raises:
+            LeaseEndedError: see `Broker.enqueue`.
         """
         self._queue = queue
         # Known before they are sent, because the first may end before the last is sent.
         with self._lock:
+            again = any(job.id in self._unsure for job in jobs)
+            if again:
+                unsure = self._unsure - self._pending.keys()
+                jobs = [job for job in jobs if job.id not in unsure]
             self._pending.update((job.id, math.inf) for job in jobs)
         try:
-            self._broker.enqueue(queue, jobs, tag, **options)
-        except BaseException:
+            self._broker.enqueue(queue, jobs, tag, again=again, **options)
+        except LeaseEndedError:
             self.forget(job.id for job in jobs)
+            raise
+        except BaseException:
+            with self._lock:
+                self._unsure.update(job.id for job in jobs)
             raise
         now = time.monotonic()
         with self._lock:
@@ -118,6 +134,12 @@ class Session:
         with self._lock:
             for job_id in ids:
                 self._pending.pop(job_id, None)
+
+    def drop(self, ids: Collection[str]) -> None:
+        """Wait for these jobs no more, and do not send them again either."""
+        self.forget(ids)
+        with self._lock:
+            self._unsure.difference_update(ids)
 
     def wait(self, timeout: float) -> list[tuple[str, bytes]]:
         """Wait up to `timeout` seconds; returns (job id, outcome) of those that have ended."""
@@ -183,7 +205,7 @@ class Session:
             ids = [job_id for job_id, _ in found]
             self.forget(ids)
             if not self._keep:
-                self._read += ids
+                self._read += [job_id for job_id in ids if job_id not in self._unsure]
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
 
     def _reconcile(self) -> None:

@@ -47,7 +47,10 @@ class Claims:
         self._started: set[str] = set()
         self._prefix = uuid.uuid4().hex[:12]
         self._count = 0
-        self._calls: deque[tuple[Call[list[Claim] | None], int]] = deque()
+        self._calls: deque[tuple[Call[list[Claim] | None], int, str]] = deque()
+        """Requests on their way: the call, the number of jobs, and how their executions begin."""
+        self.doubtful = False
+        """Whether the server may yet serve a request whose answer nobody waits for any more."""
         self.refused: list[Claim] = []
         """Jobs that are not to be run, because nobody with the secret has signed them."""
 
@@ -56,12 +59,12 @@ class Claims:
         self._count += 1
         execution = f"{self._prefix}{self._count:x}x"
         call = self._broker.claim(self._node, self._queues, limit, execution)
-        self._calls.append((call, limit))
+        self._calls.append((call, limit, execution))
 
     @property
     def requested(self) -> int:
         """Number of jobs that were asked for and may be on their way."""
-        return sum(limit for _, limit in self._calls)
+        return sum(limit for _, limit, _ in self._calls)
 
     def receive(self) -> list[frames.Task] | None:
         """Wait for what was requested first; None while workers are suspended.
@@ -69,13 +72,14 @@ class Claims:
         Raises:
             NotRegisteredError: the node has no lease.
         """
-        call, _ = self._calls.popleft()
+        call, *_ = self._calls.popleft()
         try:
             claims = call.result()
         except BaseException:
-            for other, _ in self._calls:
+            for other, *_ in self._calls:
                 other.abandon()
             self._calls.clear()
+            self.doubtful = True
             raise
         if claims is None:
             return None
@@ -169,12 +173,14 @@ class Claims:
         """Make what the server says that this node holds and what it knows the same.
 
         Claims that others have taken over are forgotten; those whose claiming was never
-        answered go back to their queues.
+        answered go back to their queues. What is on its way is left alone.
 
         Args:
             pending: (id, execution) of jobs whose end is on the way to the server.
         """
+        self.doubtful = False
         on_server = self._broker.claimed(self._node)
+        coming = tuple(execution for *_, execution in self._calls)
         known = {(claim.id, key) for key, claim in self._held.items()} | set(pending)
         for key, claim in list(self._held.items()):
             if on_server.get(claim.id) != (key, claim.queue):
@@ -183,6 +189,6 @@ class Claims:
             [
                 Claim(job_id, execution, queue, b"", b"", b"", b"", b"", Tag(), False)
                 for job_id, (execution, queue) in on_server.items()
-                if (job_id, execution) not in known
+                if (job_id, execution) not in known and not execution.startswith(coming)
             ]
         )

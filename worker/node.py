@@ -277,6 +277,8 @@ class Node:
             self._said_busy = self._dispatcher.busy
             lost_nodes, gone = self._registration.renew(self._said_busy, started)
             self._kill_unwanted(gone)
+            if self._claims.doubtful:
+                self._reconcile()
             self._waiter.check()
             for lost in lost_nodes if now >= self._judge_at else ():
                 recover(
