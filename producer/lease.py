@@ -13,6 +13,7 @@ from farpool.shared.stored import InSession
 log = logging.getLogger("farpool.pool")
 
 _RENEWALS = 3
+_RETRY_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
 
 
@@ -44,11 +45,15 @@ class Lease:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._seconds / _RENEWALS):
+        pause = period = self._seconds / _RENEWALS
+        while not self._stopped.wait(pause):
             try:
                 self.renew()
+                pause = period
             except (RedisError, OSError) as error:
                 log.debug("could not renew the lease: %s", error)
+                # Two periods later it would have ended.
+                pause = min(period, _RETRY_SECONDS)
 
     def renew(self) -> None:
         """Renew it; writes all of it if it has ended, or the server has lost it."""

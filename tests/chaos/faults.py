@@ -93,8 +93,9 @@ class Faults:
     def undo(self) -> None:
         """Let all go on now."""
         for timer in self._later:
-            timer.cancel()
-            timer.function()
+            if timer.is_alive():
+                timer.cancel()
+                timer.function()
 
     def _note(self, name: str, victims: Iterable[int] = ()) -> None:
         self.injected.append(Fault(name, time.time(), frozenset(victims)))

@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError, RedisError
 
 from farpool import NoResultError, Pool, Queue
+from farpool.producer.lease import Lease
 from farpool.shared import keys
 from farpool.shared.broker import Broker
 from farpool.shared.connection import connect
@@ -236,3 +237,26 @@ def test_nodes_are_not_lost_because_the_server_was_away(tmp_path: Path) -> None:
         for marker in markers:
             Path(f"{marker}.go").touch()
         assert [result.get(20) for result in running] == ["done", "done"]
+
+
+def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
+    url: str, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "farpool.pool")
+    with contextlib.closing(connect(url)) as connection:
+        lease = Lease(Broker(connection), "5e55", 3.0)
+        lease.renew()
+        key = keys.session("5e55")
+        # It is gone if the lease ends and is begun anew.
+        client.hset(key, "mark", 1)
+        lease.start()
+        try:
+            demoted(client)
+            wait_for(lambda: "could not renew" in caplog.text)
+            wait_for(lambda: client.pttl(key) < 900)
+            promoted(client)
+            wait_for(lambda: client.pttl(key) > 1500)
+            assert client.hexists(key, "mark")
+        finally:
+            promoted(client)
+            lease.stop()
