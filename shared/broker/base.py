@@ -23,6 +23,11 @@ MAX_PAYLOAD = 500 * 1024 * 1024
 """Bytes that a call or a result may take pickled; Redis refuses a string of 512 MB."""
 
 
+def text(data: bytes) -> str:
+    """Decode what anybody may have written; what is no text is told by its replacement."""
+    return data.decode("utf-8", "replace")
+
+
 class BaseBroker:
     """Redis as farpool uses it.
 
@@ -46,14 +51,15 @@ class BaseBroker:
         """Return for each node the seconds that its lease has left; negative once it has ended."""
         now = self._now()
         found = cast(Any, self.client.zrange(keys.NODES, 0, -1, withscores=True))
-        return {name.decode(): score - now for name, score in found}
+        return {text(name): score - now for name, score in found}
 
     def claimed(self, node: str) -> dict[str, tuple[str, str]]:
         """Return what a node holds as id -> (execution, queue)."""
         found = {}
         for job_id, claim in cast(Any, self.client.hgetall(keys.claims(node))).items():
-            _, execution, queue = claim.decode().split(" ", 2)
-            found[job_id.decode()] = execution, queue
+            match text(claim).split(" ", 2):
+                case _, execution, queue:
+                    found[text(job_id)] = execution, queue
         return found
 
     def _now(self) -> float:

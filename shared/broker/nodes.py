@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,10 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from redis.commands.core import Script
+from redis.exceptions import ResponseError
 
 from farpool.shared import keys, payload, signing
-from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker
+from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker, text
 from farpool.shared.call import Call
 from farpool.shared.errors import FarpoolError
 from farpool.shared.jobs import Claim, Completion, Tag, claim_of, iso
@@ -75,7 +77,7 @@ class NodeBroker(BaseBroker):
             return claim
         names = ("farpool", signing.JOB_FIELD, *signing.CALLBACK_FIELDS)
         try:
-            data = payload.decompress(claim.data)
+            data = payload.decompress(claim.data, checked=False)
             self.signer.check_job(claim.id, dict(zip(names, job[4][5:], strict=True)), data)
         except FarpoolError as error:
             return claim._replace(refused=str(error))
@@ -93,7 +95,8 @@ class NodeBroker(BaseBroker):
             )
             for claim in refused
         ]  # fmt: skip
-        with self.client.pipeline() as pipe:
+        # A key that is no list holds up no job; the node's log has the same.
+        with contextlib.suppress(ResponseError), self.client.pipeline() as pipe:
             pipe.lpush(keys.QUARANTINE, *notes)
             pipe.ltrim(keys.QUARANTINE, 0, _QUARANTINED - 1)
             pipe.execute()
@@ -208,7 +211,7 @@ class NodeBroker(BaseBroker):
         released, *jobs = rest
         return released, [
             Claim(
-                job_id.decode(), execution.decode(), queue.decode(), b"", b"", b"", b"", b"",
+                text(job_id), text(execution), text(queue), b"", b"", b"", b"", b"",
                 Tag.decode(tag), False,
             )
             for job_id, execution, queue, tag in jobs
@@ -237,7 +240,7 @@ class NodeBroker(BaseBroker):
         reply = cast(list[Any], self._heartbeat(names, args))
         if not reply:
             return None
-        lost, gone = ([name.decode() for name in part] for part in reply)
+        lost, gone = ([text(name) for name in part] for part in reply)
         return lost, gone
 
     def lease(self, node: str, seconds: float, processes: int) -> None:
