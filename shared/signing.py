@@ -117,11 +117,13 @@ class Signer:
             SignatureError: it is not.
         """
         kind = _RECORD_KINDS.get(fields.get(b"type", b""), b"")
+        failed, returned = fields.get(b"exc_string"), fields.get(b"return_value")
         if kind == b"failure":
-            data = fields.get(b"exc_string", b"")
+            other, data = returned, failed or b""
         else:
-            data = _outcome(fields.get(b"return_value"))
-        if not self.accepts(signature, kind, (job_id.encode(), data)):
+            other, data = failed, _outcome(returned)
+        # RQ's Result reads both fields, whatever its type is.
+        if other is not None or not self.accepts(signature, kind, (job_id.encode(), data)):
             what = f"the result of job {job_id}"
             raise SignatureError(refusal(what, signed=signature is not None))
 

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import rq
@@ -57,9 +57,10 @@ def unsigned(client: Redis, mark: Path) -> rq.job.Job:
     return job
 
 
-def abandon(client: Redis, job: rq.job.Job, **fields: Any) -> None:
+def abandon(client: Redis, job: rq.job.Job, **fields: str) -> None:
     """Let it look as if the worker of a job were gone."""
-    client.hset(job.key, mapping={"status": "started", **fields})
+    known: dict[Any, Any] = {"status": "started", **fields}
+    client.hset(job.key, mapping=known)
     client.zadd(keys.PREFIX + ":wip:default", {f"{job.id}:x": time.time() - 100})
 
 
@@ -192,4 +193,25 @@ def test_a_task_does_not_take_the_secret_from_its_process(
     client.hset(looking.key, "meta", pickle.dumps(Bomb(mark)))
     mark.with_name("go.go").touch()
     assert looking.get(20) == ["unserialized"]
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("how", ["get", "reconcile"])
+def test_a_failure_is_given_no_result(
+    url: str, client: Redis, node: NodeProcess, mark: Path, how: str
+) -> None:
+    queue = Queue(url=url)
+    group = queue.enqueue_map(tasks.fail, ["bad"])
+    job = group[0]
+    wait_for(lambda: job.is_failed)
+    stream = keys.result_stream(job.id)
+    [(_, signed)] = cast(Any, client.xrange)(stream)
+    client.xadd(stream, signed | {b"return_value": base64.b64encode(pickle.dumps(Bomb(mark)))})
+    client.delete(keys.results(group._session.id))
+    if how == "get":
+        with pytest.raises(SignatureError, match="altered"):
+            job.get(20)
+    else:
+        with pytest.raises(SignatureError, match="altered"):
+            group.get(20)
     assert not mark.exists()
