@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
+from rq.exceptions import NoSuchJobError
 from rq.queue import EnqueueData
 from rq.queue import Queue as RQQueue
 from rq.serializers import DefaultSerializer
@@ -22,8 +23,9 @@ from farpool.producer.session import Session
 from farpool.shared import functions, keys, payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
-from farpool.shared.errors import ConfigError, ServerFullError
+from farpool.shared.errors import ConfigError, ServerFullError, SignatureError
 from farpool.shared.jobs import NewJob, Tag
+from farpool.shared.signed_job import guarded
 
 _BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
 _RQ_OPTIONS = {
@@ -64,6 +66,10 @@ class Queue(RQQueue):
             connection = connect(where)
         super().__init__(name, connection=connection, **options)
         self._broker = Broker(connection)
+        self._pickles = self.serializer is DefaultSerializer
+        if self._broker.signer is not None:
+            # RQ's own code reads some jobs with RQ's Job, which checks no signature.
+            self.serializer = guarded(self.serializer)
         self._token = secrets.token_hex(6)
         self._numbers = itertools.count()
 
@@ -80,7 +86,7 @@ class Queue(RQQueue):
             ServerFullError: the server has no memory left.
         """
         plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
-        if not plain or self.serializer is not DefaultSerializer:
+        if not plain or not self._pickles:
             if not isinstance(f, str) and _needs_value(f):
                 positional = tuple(kwargs.pop("args", None) or args)
                 if "kwargs" in kwargs:
@@ -99,6 +105,21 @@ class Queue(RQQueue):
         tag = Tag(session)
         self._push([job], tag, options)
         return self._made(job, tag, options)
+
+    def fetch_job(self, job_id: str) -> Job | None:
+        """Find a job of this queue; None also for one that is not signed, where there is a secret.
+
+        As with RQ, an id without a job is removed from the queue.
+        """
+        if self._broker.signer is not None:
+            try:
+                self.job_class.fetch(job_id, self.connection, self.serializer)
+            except SignatureError:
+                # Others may know its secret.
+                return None
+            except NoSuchJobError:
+                pass
+        return cast("Job | None", super().fetch_job(job_id))
 
     def enqueue_map(
         self,

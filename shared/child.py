@@ -30,6 +30,7 @@ from farpool.shared import (
     outcome,
     payload,
     preload,
+    signing,
 )
 from farpool.shared.capture import Capture
 from farpool.shared.functions import resolve
@@ -107,6 +108,7 @@ class Child:
             return b""
 
     def _start(self) -> bool:
+        signing.keep()
         if self._config.nested:
             nesting.serve(self._waits)
         try:

@@ -18,6 +18,8 @@ from farpool.shared.errors import FunctionNotFoundError, PayloadError
 PROTOCOL = 5
 _MAIN = b"__main__"
 _MOST_BYTES = 1 << 29
+_UNCHECKED_BYTES = 1 << 20
+_UNCHECKED_RATIO = 20
 
 
 def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> bytes:
@@ -120,8 +122,16 @@ def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
     raise PayloadError(f"the job's data is not a call but {type(loaded).__name__}")
 
 
-def decompress(data: bytes) -> bytes:
+def most_unchecked(size: int) -> int:
+    """Return to how many bytes `size` may be decompressed before it is known who wrote them."""
+    return min(_MOST_BYTES, _UNCHECKED_BYTES + _UNCHECKED_RATIO * size)
+
+
+def decompress(data: bytes, *, checked: bool = True) -> bytes:
     """Undo the zlib compression of RQ's stock producers; ours send plain bytes.
+
+    Args:
+        checked: False before its signature is: then little data must not become very much.
 
     Raises:
         PayloadError: if `data` looks compressed and is not whole, or is larger than any payload.
@@ -129,9 +139,10 @@ def decompress(data: bytes) -> bytes:
     # A pickle of protocol 2 or later opens with 0x80, a zlib stream (as rq writes it) with 0x78.
     if data[:1] != b"\x78":
         return data
+    most = _MOST_BYTES if checked else most_unchecked(len(data))
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, _MOST_BYTES)
+        found = stream.decompress(data, most)
     except zlib.error as error:
         raise PayloadError(f"the job's data is neither a pickle nor zlib data: {error}") from None
     if not stream.eof:

@@ -7,12 +7,12 @@ import io
 import pickle
 import zlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
-from rq.serializers import DefaultSerializer, resolve_serializer
+from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
 from rq.utils import decode_redis_hash
 
 from farpool.shared import outcome, payload, signing
@@ -56,18 +56,43 @@ class PlainSerializer:
         return _PlainUnpickler(io.BytesIO(data)).load()
 
 
-class _Vouched(PlainSerializer):
-    """Unpickles freely what it was made for.
+class Guarded:
+    """An RQ serializer that leaves to another one only what is vouched for.
+
+    The rest has to be plain data, unless the other is RQ's for JSON, which can do no harm.
 
     Args:
-        data: bytes whose signature was found right.
+        trusted: the other serializer, which also writes.
+        vouched: bytes whose signature was found right.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, trusted: Any, vouched: bytes | None = None) -> None:
+        self.trusted = trusted
+        self.written = b""
+        """What `dumps` returned last."""
+        self._vouched = vouched
 
-    def loads(self, data: bytes) -> Any:  # type: ignore[override]
-        return pickle.loads(data) if data == self._data else super().loads(data)
+    def dumps(self, value: Any) -> bytes:
+        """Write a value."""
+        self.written = self.trusted.dumps(value)
+        return self.written
+
+    def loads(self, data: bytes) -> Any:
+        """Read a value.
+
+        Raises:
+            SignatureError: nobody vouches for it, and it is not plain data.
+        """
+        free = data == self._vouched or self.trusted is JSONSerializer
+        return (self.trusted if free else PlainSerializer).loads(data)
+
+
+def guarded(serializer: Any, vouched: bytes | None = None) -> Guarded:
+    """Guard a serializer, given as RQ takes it; one that is guarded vouches anew."""
+    found: Any = resolve_serializer(serializer)
+    if found is PlainSerializer:
+        found = DefaultSerializer
+    return Guarded(found.trusted if isinstance(found, Guarded) else found, vouched)
 
 
 class SignedJob(Job):
@@ -82,8 +107,8 @@ class SignedJob(Job):
         self, id: Any = None, connection: Redis | None = None, serializer: Any = None
     ) -> None:
         self._signer = signing.from_environment()
-        if self._signer is not None and resolve_serializer(serializer) is DefaultSerializer:
-            serializer = PlainSerializer
+        if self._signer is not None:
+            serializer = guarded(serializer)
         super().__init__(id, connection, serializer)
 
     def restore(self, raw_data: Mapping[Any, Any]) -> None:
@@ -96,20 +121,18 @@ class SignedJob(Job):
         if self._signer is not None:
             fields = decode_redis_hash(dict(raw_data))
             try:
-                data = payload.decompress(fields.get("data", b""))
+                data = payload.decompress(fields.get("data", b""), checked=False)
                 self._signer.check_job(self.id, fields, data)
             except FarpoolError as error:
                 raise UnsignedJobError(str(error)) from None
             self._tag = fields.get("farpool", b"")
-            if isinstance(self.serializer, _Vouched) or self.serializer is PlainSerializer:
-                self.serializer = _Vouched(data)
+            self.serializer = guarded(self.serializer, data)
         super().restore(raw_data)
 
     @property
     def checked_serializer(self) -> Any:
         """The serializer for results whose signature was found right."""
-        guarded = isinstance(self.serializer, _Vouched) or self.serializer is PlainSerializer
-        return DefaultSerializer if guarded else self.serializer
+        return self.serializer if self._signer is None else guarded(self.serializer).trusted
 
     @classmethod
     def fetch_many(cls, job_ids: Any, connection: Redis, serializer: Any = None) -> list[Any]:
@@ -133,13 +156,16 @@ class SignedJob(Job):
             signed = {name: str(fields.get(name, "")).encode() for name in signing.CALLBACK_FIELDS}
             signed["farpool"] = self._tag
             fields[signing.JOB_FIELD] = self._signer.sign_fields(self.id, signed, self.data)
+            if len(self.data) > payload.most_unchecked(len(fields["data"])):
+                fields["data"] = self.data
         return fields
 
     def _handle_success(self, result_ttl: Any, pipeline: Any, *args: Any, **kwargs: Any) -> None:
         super()._handle_success(result_ttl, pipeline, *args, **kwargs)
         if self._signer is not None:
-            value = self._result
-            body = outcome.NONE if value is None else outcome.RESULT + self.serializer.dumps(value)
+            # As it was written just now: a second pickle may differ, and some values have none.
+            written: bytes = cast(Guarded, self.serializer).written
+            body = outcome.NONE if self._result is None else outcome.RESULT + written
             self._sign_result(pipeline, self._signer.sign_outcome(self.id, body))
 
     def _handle_failure(self, exc_string: str, pipeline: Any, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ unpickled, and only as what it was written for: a signature covers the id as wel
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -81,7 +82,7 @@ class Signer:
         return data
 
     def sign_job(self, job_id: str, tag: str, data: bytes) -> bytes:
-        """Return the signature of a job of ours."""
+        """Return the signature of a job around which nothing else is called."""
         return self.sign(b"job", (job_id.encode(), tag.encode(), data))
 
     def check_job(self, job_id: str, fields: Mapping[str, bytes], data: bytes) -> None:
@@ -124,11 +125,13 @@ class Signer:
             SignatureError: it is not.
         """
         kind = _RECORD_KINDS.get(fields.get(b"type", b""), b"")
+        failed, returned = fields.get(b"exc_string"), fields.get(b"return_value")
         if kind == b"failure":
-            data = fields.get(b"exc_string", b"")
+            other, data = returned, failed or b""
         else:
-            data = _outcome(fields.get(b"return_value"))
-        if not self.accepts(signature, kind, (job_id.encode(), data)):
+            other, data = failed, _outcome(returned)
+        # RQ's Result reads both fields, whatever its type is.
+        if other is not None or not self.accepts(signature, kind, (job_id.encode(), data)):
             what = f"the result of job {job_id}"
             raise SignatureError(refusal(what, signed=signature is not None))
 
@@ -158,11 +161,12 @@ def unsealed(data: bytes) -> bytes:
 
 
 def _job(job_id: str, fields: Mapping[str, bytes], data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    tag = fields.get("farpool")
-    if tag:
-        return b"job", (job_id.encode(), tag, data)
-    callbacks = (fields.get(name) or b"" for name in CALLBACK_FIELDS)
-    return b"rq", (job_id.encode(), *callbacks, data)
+    tag = fields.get("farpool") or b""
+    callbacks = [fields.get(name) or b"" for name in CALLBACK_FIELDS]
+    # RQ's code looks at the callbacks of our own jobs too, which never have any.
+    if any(callbacks):
+        return b"rq", (job_id.encode(), tag, *callbacks, data)
+    return b"job", (job_id.encode(), tag, data)
 
 
 def _digest(blank: hmac.HMAC, kind: bytes, parts: Sequence[bytes]) -> bytes:
@@ -182,13 +186,24 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+_kept: Signer | None = None
+
+
+def keep() -> None:
+    """Go on with the secret of now in this process, whatever its tasks do to the environment."""
+    global _kept
+    # What cannot be used is told to who needs it.
+    with contextlib.suppress(ConfigError):
+        _kept = from_environment()
+
+
 def from_environment() -> Signer | None:
     """Return the signer that FARPOOL_SECRET or FARPOOL_SECRET_FILE asks for; None without them.
 
     Raises:
         ConfigError: the secret cannot be used, or the file cannot be read.
     """
-    return _signer(os.environ.get(SECRET_VARIABLE, ""), os.environ.get(FILE_VARIABLE, ""))
+    return _kept or _signer(os.environ.get(SECRET_VARIABLE, ""), os.environ.get(FILE_VARIABLE, ""))
 
 
 @functools.lru_cache(maxsize=4)

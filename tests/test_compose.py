@@ -57,7 +57,10 @@ def test_each_waits_for_what_it_needs(services: dict[str, Any]) -> None:
     for name in ("redis", "worker"):
         assert services[name]["healthcheck"]["test"]
     for name in ("worker", "producer"):
-        assert services[name]["environment"] == {"FARPOOL_URL": "redis://redis:6379/0"}
+        assert services[name]["environment"] == {
+            "FARPOOL_URL": "redis://redis:6379/0",
+            "FARPOOL_SECRET": "${FARPOOL_SECRET:-}",
+        }
 
 
 def test_workers_come_back_and_the_producer_does_not(services: dict[str, Any]) -> None:

@@ -350,9 +350,11 @@ class Node:
             self._finisher.finish()
             while self._claims.requested:
                 self._claims.receive()
+            self._finisher.refused(self._claims.refused)
+            self._finisher.finish()
             self._claims.give_back_all()
             self._registration.unregister()
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, NotRegisteredError) as error:
             log.warning("could not say goodbye to the server: %s", error)
         self._broker.client.close()
         log.info("node %s: stopped", self.config.name)

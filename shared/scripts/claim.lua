@@ -8,8 +8,8 @@
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, {id of what waited and is no job, ...}, job, ...} with each job = {id, execution,
 --          queue, lifecycle, fields} and fields = {data, timeout, result_ttl, failure_ttl,
---          description, tag}, and if asked for the signature and, without a tag, what it covers
---          besides: three callbacks and the webhooks
+--          description, tag}, and if asked for the signature and what it covers besides: three
+--          callbacks and the webhooks
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 -- A key of another type fails nothing: after a pop, that would lose jobs.
 if type(redis.pcall('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
@@ -74,11 +74,9 @@ for k = 4, #KEYS do
       end
       job[7], job[8] = nil, nil
       if ARGV[6] ~= '' then
-        job[7] = redis.call('HGET', key, 'farpool_signature')
-        if not job[6] or job[6] == '' then
-          job[8], job[9], job[10], job[11] = unpack(redis.call('HMGET', key,
-            'success_callback_name', 'failure_callback_name', 'stopped_callback_name', 'webhooks'))
-        end
+        job[7], job[8], job[9], job[10], job[11] = unpack(redis.call('HMGET', key,
+          'farpool_signature', 'success_callback_name', 'failure_callback_name',
+          'stopped_callback_name', 'webhooks'))
       end
       local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id

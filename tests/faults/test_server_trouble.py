@@ -251,12 +251,12 @@ def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
         client.hset(key, "mark", 1)
         lease.start()
         try:
-            demoted(client)
+            client.replicaof("127.0.0.1", "1")
             wait_for(lambda: "could not renew" in caplog.text)
             wait_for(lambda: client.pttl(key) < 900)
-            promoted(client)
+            client.replicaof("NO", "ONE")
             wait_for(lambda: client.pttl(key) > 1500)
             assert client.hexists(key, "mark")
         finally:
-            promoted(client)
+            client.replicaof("NO", "ONE")
             lease.stop()

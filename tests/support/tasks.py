@@ -117,6 +117,26 @@ class UnloadableError(Exception):
         super().__init__(f"{a} and {b}")
 
 
+class Counting:
+    """Pickles differently each time."""
+
+    pickled = 0
+
+    def __getstate__(self) -> dict[str, int]:
+        Counting.pickled += 1
+        return {"pickled": Counting.pickled}
+
+
+def return_counting() -> Counting:
+    """Return what pickles differently each time."""
+    return Counting()
+
+
+def forget_variable(name: str) -> None:
+    """Remove an environment variable of the own process."""
+    del os.environ[name]
+
+
 def return_unpicklable(_: object = None) -> Unpicklable:
     """Return what does not pickle."""
     return Unpicklable()
@@ -369,3 +389,9 @@ def close_stdout() -> str:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.close()
     return "done"
+
+
+def block_then_meta(marker: str) -> list[str]:
+    """Do as `block`, then as `meta_of_current_job`."""
+    block(marker)
+    return meta_of_current_job()
