@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.context import BaseContext
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from farpool.producer.pool import Pool
@@ -137,6 +138,19 @@ class Executor(concurrent.futures.Executor):
             self._pool.join()
         else:
             threading.Thread(target=self._pool.join, name="farpool-shutdown").start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Shut down; after Ctrl-C without waiting for what has not completed."""
+        if isinstance(error, KeyboardInterrupt):
+            self._shut_down = True
+            self._pool.terminate()
+        else:
+            self.shutdown()
 
 
 def _complete(future: Future[T], value: T) -> None:

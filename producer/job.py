@@ -15,14 +15,13 @@ from rq.results import Result
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, time_left
 from farpool.shared import nesting, outcome
-from farpool.shared.broker import Broker
+from farpool.shared.broker import UNFINISHED, Broker
 from farpool.shared.errors import NoResultError, TimeoutError
 
 log = logging.getLogger("farpool.producer")
 
 _FIRST_BLOCKS = (0.5, 1.0)
 """Seconds after which the job itself is looked at, in case that it has no result to come."""
-_UNFINISHED = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED)
 _WITHOUT_RESULT = (None, JobStatus.CANCELED, JobStatus.STOPPED)
 
 
@@ -77,7 +76,7 @@ class Job(RQJob):
     def _ended_within(self, seconds: float) -> Result | None:
         broker = Broker(self.connection)
         entries, status = broker.results_of(self.id, self._after, max(seconds, 0.001))
-        if entries and status not in _UNFINISHED:
+        if entries and status not in UNFINISHED:
             entry_id, fields = entries[-1]
             return Result.restore(
                 self.id, entry_id, fields, connection=self.connection, serializer=self.serializer

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from redis.commands.core import Script
+from rq.job import JobStatus
 
 from farpool.shared import keys
 from farpool.shared.broker.base import RESULT_SECONDS, BaseBroker
@@ -17,6 +18,13 @@ from farpool.shared.jobs import NewJob, Tag, iso
 _ENQUEUE_BATCH = 500
 _SENT_SECONDS = 60
 """How long the server knows that a call was made; redis-py's retries all fall into that time."""
+
+
+UNFINISHED = (
+    JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED,
+    JobStatus.RATE_LIMITED, JobStatus.READY_TO_ENQUEUE,
+)  # fmt: skip
+"""Status of a job that has a result to come."""
 
 
 class LeaseEndedError(Exception):
@@ -168,26 +176,27 @@ class ProducerBroker(BaseBroker):
         """Wait up to `timeout` seconds for entries after `after` in RQ's stream of a job's results.
 
         Returns:
-            (entry id, fields) of each, and the job's status, no newer than the last of them;
-            None if it is gone.
+            (entry id, fields) of each, and the job's status, None if it is gone. If it is
+            `UNFINISHED` they are of earlier runs, else the last of them is the job's result.
         """
         stream, block = keys.result_stream(job_id), max(1, int(timeout * 1000))
-        existed, reply, status = exchange(
+        existed, reply, read = exchange(
             self.client,
             ("EXISTS", stream),
             ("XREAD", "BLOCK", block, "STREAMS", stream, after),
             ("HGET", keys.job(job_id), "status"),
         )
+        status = read.decode() if read else None
         parts = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
         entries = [entry for part in parts for entry in part]
-        if entries and existed:
+        if entries and existed and status not in UNFINISHED:
             # Where there were results before, that of this status may have come after them.
             (entries,) = exchange(self.client, ("XREVRANGE", stream, "+", "-", "COUNT", 1))
         found = [
             (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
             for entry, fields in entries
         ]
-        return found, status.decode() if status else None
+        return found, status
 
     def served(self, queue: str) -> bool:
         """Return whether any worker, ours or RQ's, is registered for a queue."""
