@@ -157,6 +157,8 @@ def test_it_starts_anew(failures: Failures, client: Redis, queue: Queue) -> None
     before = queue.enqueue(tasks.square, 1)
     for job_id in (plain, mortal):
         client.hset(keys.job(job_id), "farpool_attempts", 2)
+    results = keys.results(plain.partition("-")[0])
+    client.hset(results, plain, "of the first run")
     assert failures.requeue([plain, mortal, plain]) == []
     assert waiting(client) == [before.id, plain, mortal]
     assert client.ttl(keys.job(plain)) == -1
@@ -164,6 +166,7 @@ def test_it_starts_anew(failures: Failures, client: Redis, queue: Queue) -> None
     job = Job.fetch(plain, connection=client)
     assert (job.get_status(), job.ended_at) == ("queued", None)
     assert not client.hexists(job.key, "farpool_attempts")
+    assert not client.exists(results)
 
 
 def test_what_is_not_failed_is_refused(failures: Failures, client: Redis, queue: Queue) -> None:
@@ -194,6 +197,15 @@ def test_two_at_the_same_time_move_each_job_once(failures: Failures, client: Red
         counts = list(threads.map(lambda _: failures.requeue_all(), range(4)))
     assert sum(counts) == MANY
     assert sorted(waiting(client)) == sorted(ids)
+
+
+def test_what_is_scanned_twice_counts_once(
+    failures: Failures, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job_id,) = fail(client, 1)
+    assert failures.requeue([job_id]) == []
+    monkeypatch.setattr(client, "zscan_iter", lambda *_, **__: iter([(job_id.encode(), 1.0)] * 2))
+    assert failures.requeue_all() == 0
 
 
 def test_a_command_that_is_killed_loses_nothing(client: Redis, url: str) -> None:
