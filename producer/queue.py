@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from redis import Redis
+from rq.job import Job as RQJob
 from rq.queue import EnqueueData
 from rq.queue import Queue as RQQueue
 from rq.serializers import DefaultSerializer
@@ -21,7 +22,7 @@ from farpool.producer.session import Session
 from farpool.shared import functions, keys, payload
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
-from farpool.shared.errors import ConfigError
+from farpool.shared.errors import ConfigError, QueueFullError
 from farpool.shared.jobs import NewJob, Tag
 
 _BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
@@ -38,10 +39,15 @@ class Queue(RQQueue):
         name: name of the queue.
         connection: a redis-py client; or
         url: the server's url; FARPOOL_URL by default.
+        max_queued: jobs that may wait in the queue; a call that would make them more raises
+            `QueueFullError` and enqueues none. The server sees to that in one step, whoever else
+            enqueues; each call goes to it in one piece then, so keep those below 10,000 jobs. Calls
+            with options that RQ's own code handles (`depends_on`, `retry`, `job_id`, a pipeline,
+            ...) look at the length first, which others may change until they enqueue.
         options: those of `rq.Queue`.
 
     Raises:
-        ConfigError: neither connection nor url is given, or the url cannot be used.
+        ConfigError: neither connection nor url is given, or the url or a limit cannot be used.
         ServerUnavailableError, UnsupportedServerError: see `farpool.shared.connection.connect`.
     """
 
@@ -53,15 +59,19 @@ class Queue(RQQueue):
         connection: Redis | None = None,
         *,
         url: str | None = None,
+        max_queued: int | None = None,
         **options: Any,
     ) -> None:
         keys.check_queue(name)
+        if max_queued is not None and (not isinstance(max_queued, int) or max_queued < 1):
+            raise ConfigError(f"max_queued must be 1 or more, not {max_queued!r}")
         if connection is None:
             where = url_or_default(url)
             if where is None:
                 raise ConfigError("no server: give connection=, url= or set FARPOOL_URL")
             connection = connect(where)
         super().__init__(name, connection=connection, **options)
+        self.max_queued = max_queued
         self._broker = Broker(connection)
         self._token = secrets.token_hex(6)
         self._numbers = itertools.count()
@@ -76,6 +86,7 @@ class Queue(RQQueue):
         Raises:
             Exception: the arguments do not pickle.
             ConfigError: the pickled call is larger than Redis takes.
+            QueueFullError: more than `max_queued` jobs would wait.
         """
         plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
         if not plain or self.serializer is not DefaultSerializer:
@@ -94,7 +105,7 @@ class Queue(RQQueue):
         job_id = f"{session}-{next(self._numbers)}"
         description = options.pop("description", None) or call.describe(args, kwargs)
         job = NewJob(job_id, call.data(args, kwargs), description)
-        self._push([job], Tag(session), options)
+        self._push([job], Tag(session), options, limit=self.max_queued)
         return self._made(job, options)
 
     def enqueue_map(
@@ -116,6 +127,7 @@ class Queue(RQQueue):
 
         Raises:
             TypeError: an option that does not go with many jobs.
+            QueueFullError: more than `max_queued` jobs would wait; none is enqueued then.
             Exception: an argument does not pickle; nothing is enqueued then.
         """
         unknown = set(options) - _BULK_OPTIONS
@@ -129,7 +141,8 @@ class Queue(RQQueue):
             args = tuple(item) if star else (item,)
             description = fixed or call.describe(args, {})
             jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
-        self._push(jobs, Tag(session.id, announce=True), options, session.enqueue)
+        tag = Tag(session.id, announce=True)
+        self._push(jobs, tag, options, session.enqueue, limit=self.max_queued)
         return Group(session, [job.id for job in jobs], self.connection)
 
     def enqueue_many(
@@ -138,15 +151,18 @@ class Queue(RQQueue):
         """Enqueue calls made with `Queue.prepare_data`; plain ones as fast as `enqueue_map`.
 
         Raises:
+            QueueFullError: more than `max_queued` jobs would wait; none is enqueued then. Once the
+                first find room for all of them, those with other options follow unasked.
             Exception: an argument does not pickle; nothing is enqueued then.
         """
         datas = list(job_datas)
         plain = pipeline is None and group_id is None and self._is_async
         if not plain or not all(map(_is_plain, datas)):
+            self._check_room(len(datas))
             return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
         calls: dict[Any, _Call] = {}
-        made: list[Job] = []
+        parts: list[tuple[dict[str, Any], list[NewJob]]] = []
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
@@ -154,9 +170,27 @@ class Queue(RQQueue):
                 args, kwargs = tuple(data.args or ()), data.kwargs or {}
                 description = data.description or call.describe(args, kwargs)
                 jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
-            self._push(jobs, Tag(session.id), options)
-            made += [Job(job.id, connection=self.connection) for job in jobs]
-        return made
+            parts.append((options, jobs))
+        limit = self.max_queued
+        for options, jobs in parts:
+            self._push(jobs, Tag(session.id), options, limit=limit, together=len(datas))
+            limit = None
+        return [Job(job.id, connection=self.connection) for _, jobs in parts for job in jobs]
+
+    def enqueue_job(self, job: RQJob, *args: Any, **kwargs: Any) -> Job:
+        """Enqueue a job that was made by `create_job`; see `rq.Queue.enqueue_job`.
+
+        Raises:
+            QueueFullError: more than `max_queued` jobs would wait.
+        """
+        self._check_room(1)
+        return cast(Job, super().enqueue_job(job, *args, **kwargs))
+
+    def _check_room(self, count: int) -> None:
+        if self.max_queued is not None and self._is_async:
+            length = self._broker.length(self.name)
+            if length + count > self.max_queued:
+                raise QueueFullError(self.name, count, length, self.max_queued)
 
     def _push(
         self,
@@ -164,6 +198,9 @@ class Queue(RQQueue):
         tag: Tag,
         options: dict[str, Any],
         enqueue: Callable[..., None] | None = None,
+        *,
+        limit: int | None,
+        together: int = 0,
     ) -> None:
         for job in jobs:
             payload.check_size("the call", len(job.data), MAX_PAYLOAD)
@@ -182,6 +219,8 @@ class Queue(RQQueue):
             ttl=ttl,
             result_ttl=parse_timeout(options.get("result_ttl")),
             failure_ttl=parse_timeout(options.get("failure_ttl")),
+            max_queued=limit,
+            together=together,
         )
 
     def _made(self, new: NewJob, options: dict[str, Any]) -> Job:

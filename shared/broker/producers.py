@@ -13,6 +13,7 @@ from rq.job import JobStatus
 from farpool.shared import keys
 from farpool.shared.broker.base import RESULT_SECONDS, BaseBroker
 from farpool.shared.call import exchange
+from farpool.shared.errors import QueueFullError
 from farpool.shared.jobs import NewJob, Tag, iso
 
 _ENQUEUE_BATCH = 500
@@ -51,6 +52,8 @@ class ProducerBroker(BaseBroker):
         failure_ttl: int | None = None,
         lost: int = 0,
         again: bool = False,
+        max_queued: int | None = None,
+        together: int = 0,
     ) -> None:
         """Add jobs with new ids to a queue; the same call within a minute adds nothing.
 
@@ -63,9 +66,12 @@ class ProducerBroker(BaseBroker):
             lost: attempts that count as used up already.
             again: the jobs may have been sent before, in another call or longer ago; those that
                 are there, or have an outcome, are not added.
+            max_queued: jobs that may wait in the queue; all of these are added in one step then.
+            together: number of jobs that must find room, if more than these.
 
         Raises:
             LeaseEndedError: the session's lease has ended.
+            QueueFullError: there is no room; nothing was added.
         """
         now = iso(time.time())
         shared: list[Any] = [
@@ -79,9 +85,12 @@ class ProducerBroker(BaseBroker):
                 shared += (name, value)
         head = [
             "front" if at_front else "back", "" if ttl is None else ttl,
-            "" if again else _SENT_SECONDS, "1" if tag.leased else "", len(shared), *shared,
+            "" if again else _SENT_SECONDS, "1" if tag.leased else "",
+            "" if max_queued is None else max_queued, max(together, len(jobs)),
+            len(shared), *shared,
         ]  # fmt: skip
-        batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
+        size = _ENQUEUE_BATCH if max_queued is None else max(1, len(jobs))
+        batches = [jobs[at : at + size] for at in range(0, len(jobs), size)]
         for batch in reversed(batches) if at_front else batches:
             names = [
                 keys.QUEUES, keys.queue(queue), keys.sent(batch[0].id),
@@ -91,8 +100,15 @@ class ProducerBroker(BaseBroker):
             for job in reversed(batch) if at_front else batch:
                 names.append(keys.job(job.id))
                 args += job
-            if self._enqueue(names, args) == -1:
+            added = cast(Any, self._enqueue(names, args))
+            if added == -1:
                 raise LeaseEndedError(tag.session)
+            if isinstance(added, list):
+                raise QueueFullError(queue, max(together, len(jobs)), added[0], max_queued or 0)
+
+    def length(self, queue: str) -> int:
+        """Return the number of jobs that wait in a queue."""
+        return self.client.llen(keys.queue(queue))
 
     def cancel(self, queue: str, ids: Iterable[str]) -> None:
         """Delete jobs that nobody has started, and the outcome of those that somebody has."""

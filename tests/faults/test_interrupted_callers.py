@@ -84,10 +84,14 @@ def test_all_is_canceled(
         stderr=subprocess.DEVNULL,
     )
     markers = [tmp_path / str(n) for n in range(40)]
-    wait_for(lambda: sum(marker.exists() for marker in markers) == 2, 30)
-    running = [int(marker.read_text()) for marker in markers if marker.exists()]
-    caller.send_signal(signal.SIGINT)
-    assert caller.wait(20) in (-signal.SIGINT, 130)
+    try:
+        wait_for(lambda: sum(marker.exists() for marker in markers) == 2, 30)
+        running = [int(marker.read_text()) for marker in markers if marker.exists()]
+        caller.send_signal(signal.SIGINT)
+        assert caller.wait(20) in (-signal.SIGINT, 130)
+    finally:
+        caller.kill()
+        caller.wait()
     assert left_by_callers(client) == []
     wait_for(lambda: not any(map(runs, running)))
     assert sum(marker.exists() for marker in markers) == 2
