@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -15,10 +14,10 @@ from redis.exceptions import RedisError
 
 import farpool
 from farpool import demo as demonstration
+from farpool import failed, jobs, options, sizes
 from farpool import run as programs
-from farpool import sizes
-from farpool.producer.inspect import Overview, overview, refusals
-from farpool.shared import connection, keys, signing
+from farpool.producer.inspect import Overview, overview
+from farpool.shared import connection
 from farpool.shared.broker import LEASE_SECONDS
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
@@ -26,34 +25,6 @@ from farpool.worker.config import NodeConfig, default_name
 from farpool.worker.node import Node
 
 _LOOK_SECONDS = 0.5
-
-_queue = click.option("--queue", default="default", show_default=True, help="Name of the queue.")
-
-
-def _keep_secret(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    # In the environment tasks have it too, which may use pools of their own.
-    if path is not None:
-        os.environ[signing.FILE_VARIABLE] = path
-
-
-def _url(command: Any) -> Any:
-    """Give a command the options that say which server it uses, and what it may trust."""
-    url = click.option(
-        "--url",
-        envvar=connection.URL_VARIABLE,
-        show_envvar=True,
-        help="Server: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... (TLS) or unix:///PATH.",
-    )
-    secret = click.option(
-        "--secret-file",
-        envvar=signing.FILE_VARIABLE,
-        show_envvar=True,
-        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-        expose_value=False,
-        callback=_keep_secret,
-        help=f"Keys that sign what is sent, one a line; or set {signing.SECRET_VARIABLE}.",
-    )
-    return url(secret(command))
 
 
 class _Command(click.Group):
@@ -74,15 +45,9 @@ def main() -> None:
     """Run Python functions on many processes and many machines, through Redis."""
 
 
-def _require(url: str | None) -> str:
-    if url is None:
-        raise ConfigError(f"no server: give --url or set {connection.URL_VARIABLE}")
-    return url
-
-
 @main.command()
-@_url
-@_queue
+@options.url
+@options.queue
 @click.option(
     "--tasks", type=click.IntRange(min=1), default=100_000, show_default=True,
     help="Size of the larger run.",
@@ -97,7 +62,7 @@ def demo(url: str | None, queue: str, tasks: int, processes: int | None) -> None
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@_url
+@options.url
 @click.option("-m", "as_module", is_flag=True, help="TARGET is the name of a module.")
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -120,7 +85,7 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int |
 
 @main.command()
 @click.argument("queues", nargs=-1, metavar="[QUEUE]...")
-@_url
+@options.url
 @click.option(
     "--processes", type=click.IntRange(min=1), default=lambda: os.cpu_count() or 1,
     show_default="one per core", help="Number of child processes.",
@@ -173,7 +138,7 @@ def worker(
     logging.getLogger("farpool").setLevel(level)
     sys.path.insert(0, os.getcwd())
     config = NodeConfig(
-        url=_require(url),
+        url=options.require(url),
         queues=queues or ("default",),
         processes=processes,
         name=name or default_name(),
@@ -216,79 +181,11 @@ def server(
                 raise ServerUnavailableError("the server process ended by itself")
 
 
-# Unknown options are arguments: a negative number is one.
-@main.command(context_settings={"ignore_unknown_options": True})
-@click.argument("function", metavar="MODULE:FUNCTION")
-@click.argument("arguments", nargs=-1, metavar="[ARG]...")
-@_url
-@_queue
-@click.option("--wait", is_flag=True, help="Wait for the result and print it.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.")
-def enqueue(
-    function: str,
-    arguments: tuple[str, ...],
-    url: str | None,
-    queue: str,
-    wait: bool,
-    timeout: float | None,
-) -> None:
-    """Enqueue a call and print the job's id. An ARG that is JSON counts as such, else as text."""
-    module, colon, name = function.partition(":")
-    if not (module and colon and name) or ":" in name:
-        raise click.UsageError(f"{function!r} is not of the form MODULE:FUNCTION")
-    job = farpool.Queue(queue, url=_require(url)).enqueue(
-        f"{module}.{name}", *map(_parse, arguments)
-    )
-    click.echo(job.id, err=wait)
-    if wait:
-        _print_result(job, timeout)
-
-
-def _parse(argument: str) -> object:
-    try:
-        return json.loads(argument)
-    except ValueError:
-        return argument
-
-
-def _print_result(job: farpool.Job, timeout: float | None) -> None:
-    try:
-        value = job.get(timeout)
-    except farpool.TimeoutError as error:
-        raise click.ClickException(str(error)) from None
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and error.__cause__ is None:
-            raise
-        click.echo(str(error.__cause__ or "").strip('\n"'), err=True)
-        raise click.ClickException(f"{type(error).__name__}: {error}") from None
-    click.echo(repr(value))
-
-
 @main.command()
-@click.argument("job_id")
-@_url
-@click.option("--wait", is_flag=True, help="Wait for the job to end.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.")
-def result(job_id: str, url: str | None, wait: bool, timeout: float | None) -> None:
-    """Print the result of a job; exit status 1 if it failed, 2 if it has not ended."""
-    client = connection.connect(_require(url))
-    try:
-        job: Any = farpool.Job(job_id, connection=client)
-        job.refresh()
-    except Exception as error:
-        raise click.ClickException(f"no such job: {job_id} ({error})") from None
-    status = job.get_status(refresh=False)
-    if not wait and status.value not in ("finished", "failed", "stopped", "canceled"):
-        click.echo(f"job {job_id} is {status.value}", err=True)
-        sys.exit(2)
-    _print_result(job, timeout)
-
-
-@main.command()
-@_url
+@options.url
 def info(url: str | None) -> None:
     """Show the nodes, their processes, and the queues with their jobs by state."""
-    _show(overview(connection.connect(_require(url))))
+    _show(overview(connection.connect(options.require(url))))
 
 
 def _show(found: Overview) -> None:
@@ -306,13 +203,7 @@ def _show(found: Overview) -> None:
         click.echo(f"{found.refused} jobs refused, see: farpool refused")
 
 
-@main.command()
-@_url
-@click.option("--clear", is_flag=True, help="Forget them.")
-def refused(url: str | None, clear: bool) -> None:
-    """Show the jobs that nodes have not run because of their signatures, as lines of JSON."""
-    client = connection.connect(_require(url))
-    for note in refusals(client):
-        click.echo(note)
-    if clear:
-        client.delete(keys.QUARANTINE)
+for command in (
+    jobs.enqueue, jobs.result, failed.failed, failed.requeue, failed.delete, failed.refused,
+):  # fmt: skip
+    main.add_command(command)

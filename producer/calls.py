@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from farpool.producer import interrupts
 from farpool.producer.backend import Backend
 from farpool.producer.chunking import AdaptiveSize, FixedSize, Items, Sizes
 from farpool.producer.feeder import Feeder
@@ -166,7 +167,8 @@ class Calls:
     def end(self) -> None:
         """Stop the backend; what has not completed fails."""
         error = FarpoolError("the pool was terminated before the result was there")
-        self._backend.stop(self._outstanding.end(error))
+        with interrupts.put_off():
+            self._backend.stop(self._outstanding.end(error))
 
 
 def _chunk_size(asked: int, options: Options) -> int:

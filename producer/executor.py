@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.context import BaseContext
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from farpool.producer.options import Options, TaskOptions
 from farpool.producer.pool import Pool
 from farpool.producer.results import AsyncResult
 
@@ -40,6 +42,8 @@ class Executor(concurrent.futures.Executor):
         url: the server whose nodes to run on; FARPOOL_URL by default. With neither, local
             processes.
         queue: name of the queue, on a cluster.
+        at_most_once: no call is run again that may have begun on a lost process or node; here,
+            because the keywords of `submit` are those of the call.
 
     Raises:
         ValueError, TypeError, ServerUnavailableError, UnsupportedServerError, ConfigError: see
@@ -55,7 +59,10 @@ class Executor(concurrent.futures.Executor):
         *,
         url: str | None = None,
         queue: str = "default",
+        at_most_once: bool = False,
     ) -> None:
+        self._options: TaskOptions = {"at_most_once": at_most_once}
+        Options.of(self._options)
         self._pool = Pool(
             max_workers, initializer, initargs, context=mp_context, url=url, queue=queue
         )
@@ -75,7 +82,7 @@ class Executor(concurrent.futures.Executor):
             self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         future._result_of_pool = self._pool.apply_async(
-            fn, args, kwargs, partial(_complete, future), partial(_fail, future)
+            fn, args, kwargs, partial(_complete, future), partial(_fail, future), **self._options
         )
         return future
 
@@ -101,7 +108,7 @@ class Executor(concurrent.futures.Executor):
         """
         self._check_running()
         items = zip(*iterables, strict=False)
-        results = self._pool.istarmap(fn, items, chunksize, buffersize=buffersize)
+        results = self._pool.istarmap(fn, items, chunksize, buffersize=buffersize, **self._options)
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def iterate() -> Iterator[T]:
@@ -137,6 +144,19 @@ class Executor(concurrent.futures.Executor):
             self._pool.join()
         else:
             threading.Thread(target=self._pool.join, name="farpool-shutdown").start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Shut down; after Ctrl-C without waiting for what has not completed."""
+        if isinstance(error, KeyboardInterrupt):
+            self._shut_down = True
+            self._pool.terminate()
+        else:
+            self.shutdown()
 
 
 def _complete(future: Future[T], value: T) -> None:

@@ -14,7 +14,7 @@ from rq.results import Result
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, time_left
 from farpool.shared import nesting, outcome
-from farpool.shared.broker import Broker
+from farpool.shared.broker import UNFINISHED, Broker
 from farpool.shared.errors import NoResultError, TimeoutError
 from farpool.shared.signed_job import SignedJob
 
@@ -22,7 +22,6 @@ log = logging.getLogger("farpool.producer")
 
 _FIRST_BLOCKS = (0.5, 1.0)
 """Seconds after which the job itself is looked at, in case that it has no result to come."""
-_UNFINISHED = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED)
 _WITHOUT_RESULT = (None, JobStatus.CANCELED, JobStatus.STOPPED)
 
 
@@ -78,7 +77,7 @@ class Job(SignedJob):
     def _ended_within(self, seconds: float) -> Result | None:
         broker = Broker(self.connection)
         entries, status = broker.results_of(self.id, self._after, max(seconds, 0.001))
-        if entries and status not in _UNFINISHED:
+        if entries and status not in UNFINISHED:
             # Read again together with its signature, if there is a secret.
             last = entries[-1] if broker.signer is None else broker.latest_result(self.id)
             return last and Result.restore(

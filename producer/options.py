@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from farpool.shared.broker import MAX_ATTEMPTS
 from farpool.shared.errors import NoResultError, WorkerLostError
@@ -14,6 +14,7 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 _MAX_BACKOFF = 3600.0
 _MAX_TIMEOUT = 1e8
 _MAX_ATTEMPTS = 100_000
+_AT_MOST_ONCE = "at_most_once"
 
 
 class TaskOptions(TypedDict, total=False):
@@ -28,6 +29,7 @@ class TaskOptions(TypedDict, total=False):
         max_attempts: executions of a task that may cost a process before the task fails with
             `WorkerLostError`; anew for each retry. With 1, nothing that may have begun on a lost
             process or node is run again.
+        at_most_once: the readable name of `max_attempts=1`; not together with retries.
     """
 
     timeout: float | None
@@ -35,6 +37,7 @@ class TaskOptions(TypedDict, total=False):
     retry_on: Errors
     backoff: float
     max_attempts: int
+    at_most_once: bool
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,25 @@ class Options:
 
         Raises:
             TypeError: there is no such option.
+            ValueError: `at_most_once` is given with what may run a task again.
             ValueError, TypeError: see `Options`.
         """
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} | {_AT_MOST_ONCE}
         for name in given:
             if name not in known:
                 raise TypeError(f"there is no option {name!r}, only {', '.join(sorted(known))}")
-        return cls(**given)
+        asked: dict[str, Any] = dict(given)
+        once = asked.pop(_AT_MOST_ONCE, False)
+        if not isinstance(once, bool):
+            raise TypeError(f"at_most_once must be True or False, not {once!r}")
+        if once:
+            for name, most in (("max_attempts", 1), ("retries", 0)):
+                if asked.get(name, most) != most:
+                    raise ValueError(
+                        f"at_most_once=True allows no {name}={asked[name]!r}: leave one of them out"
+                    )
+            asked["max_attempts"] = 1
+        return cls(**asked)
 
     def __post_init__(self) -> None:
         for name in ("timeout", "backoff"):

@@ -12,6 +12,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 from rq.exceptions import NoSuchJobError
+from rq.job import Job as RQJob
 from rq.queue import EnqueueData
 from rq.queue import Queue as RQQueue
 from rq.serializers import DefaultSerializer
@@ -23,7 +24,7 @@ from farpool.producer.session import Session
 from farpool.shared import functions, keys, payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
-from farpool.shared.errors import ConfigError, ServerFullError, SignatureError
+from farpool.shared.errors import ConfigError, QueueFullError, ServerFullError, SignatureError
 from farpool.shared.jobs import NewJob, Tag
 from farpool.shared.signed_job import guarded
 
@@ -41,10 +42,15 @@ class Queue(RQQueue):
         name: name of the queue.
         connection: a redis-py client; or
         url: the server's url; FARPOOL_URL by default.
+        max_queued: jobs that may wait in the queue; a call that would make them more raises
+            `QueueFullError` and enqueues none. The server sees to that in one step, whoever else
+            enqueues; each call goes to it in one piece then, so keep those below 10,000 jobs. Calls
+            with options that RQ's own code handles (`depends_on`, `retry`, `job_id`, a pipeline,
+            ...) look at the length first, which others may change until they enqueue.
         options: those of `rq.Queue`.
 
     Raises:
-        ConfigError: neither connection nor url is given, or the url cannot be used.
+        ConfigError: neither connection nor url is given, or the url or a limit cannot be used.
         ServerUnavailableError, UnsupportedServerError: see `farpool.shared.connection.connect`.
     """
 
@@ -56,15 +62,19 @@ class Queue(RQQueue):
         connection: Redis | None = None,
         *,
         url: str | None = None,
+        max_queued: int | None = None,
         **options: Any,
     ) -> None:
         keys.check_queue(name)
+        if max_queued is not None and (not isinstance(max_queued, int) or max_queued < 1):
+            raise ConfigError(f"max_queued must be 1 or more, not {max_queued!r}")
         if connection is None:
             where = url_or_default(url)
             if where is None:
                 raise ConfigError("no server: give connection=, url= or set FARPOOL_URL")
             connection = connect(where)
         super().__init__(name, connection=connection, **options)
+        self.max_queued = max_queued
         self._broker = Broker(connection)
         self._pickles = self.serializer is DefaultSerializer
         if self._broker.signer is not None:
@@ -84,6 +94,7 @@ class Queue(RQQueue):
             Exception: the arguments do not pickle.
             ConfigError: the pickled call is larger than Redis takes.
             ServerFullError: the server has no memory left.
+            QueueFullError: more than `max_queued` jobs would wait.
         """
         plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
         if not plain or not self._pickles:
@@ -103,7 +114,7 @@ class Queue(RQQueue):
         description = options.pop("description", None) or call.describe(args, kwargs)
         job = NewJob(job_id, call.data(args, kwargs), description)
         tag = Tag(session)
-        self._push([job], tag, options)
+        self._push([job], tag, options, limit=self.max_queued)
         return self._made(job, tag, options)
 
     def fetch_job(self, job_id: str) -> Job | None:
@@ -140,6 +151,7 @@ class Queue(RQQueue):
 
         Raises:
             TypeError: an option that does not go with many jobs.
+            QueueFullError: more than `max_queued` jobs would wait; none is enqueued then.
             Exception: an argument does not pickle; nothing is enqueued then.
             ServerFullError: the server has no memory left for all of them; none is enqueued.
         """
@@ -154,7 +166,8 @@ class Queue(RQQueue):
             args = tuple(item) if star else (item,)
             description = fixed or call.describe(args, {})
             jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
-        self._push(jobs, Tag(session.id, announce=True), options, session.enqueue)
+        tag = Tag(session.id, announce=True)
+        self._push(jobs, tag, options, session.enqueue, limit=self.max_queued)
         return Group(session, [job.id for job in jobs], self.connection)
 
     def enqueue_many(
@@ -163,16 +176,19 @@ class Queue(RQQueue):
         """Enqueue calls made with `Queue.prepare_data`; plain ones as fast as `enqueue_map`.
 
         Raises:
+            QueueFullError: more than `max_queued` jobs would wait; none is enqueued then. Once the
+                first find room for all of them, those with other options follow unasked.
             Exception: an argument does not pickle; nothing is enqueued then.
             ServerFullError: the server has no memory left for all of them; none is enqueued.
         """
         datas = list(job_datas)
         plain = pipeline is None and group_id is None and self._is_async
         if not plain or not all(map(_is_plain, datas)):
+            self._check_room(len(datas))
             return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
         calls: dict[Any, _Call] = {}
-        made: list[Job] = []
+        parts: list[tuple[dict[str, Any], list[NewJob]]] = []
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
@@ -180,9 +196,27 @@ class Queue(RQQueue):
                 args, kwargs = tuple(data.args or ()), data.kwargs or {}
                 description = data.description or call.describe(args, kwargs)
                 jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
-            self._push(jobs, Tag(session.id), options)
-            made += [Job(job.id, connection=self.connection) for job in jobs]
-        return made
+            parts.append((options, jobs))
+        limit = self.max_queued
+        for options, jobs in parts:
+            self._push(jobs, Tag(session.id), options, limit=limit, together=len(datas))
+            limit = None
+        return [Job(job.id, connection=self.connection) for _, jobs in parts for job in jobs]
+
+    def enqueue_job(self, job: RQJob, *args: Any, **kwargs: Any) -> Job:
+        """Enqueue a job that was made by `create_job`; see `rq.Queue.enqueue_job`.
+
+        Raises:
+            QueueFullError: more than `max_queued` jobs would wait.
+        """
+        self._check_room(1)
+        return cast(Job, super().enqueue_job(job, *args, **kwargs))
+
+    def _check_room(self, count: int) -> None:
+        if self.max_queued is not None and self._is_async:
+            length = self._broker.length(self.name)
+            if length + count > self.max_queued:
+                raise QueueFullError(self.name, count, length, self.max_queued)
 
     def _push(
         self,
@@ -190,6 +224,9 @@ class Queue(RQQueue):
         tag: Tag,
         options: dict[str, Any],
         enqueue: Callable[..., None] | None = None,
+        *,
+        limit: int | None,
+        together: int = 0,
     ) -> None:
         for job in jobs:
             payload.check_size("the call", len(job.data), MAX_PAYLOAD)
@@ -210,6 +247,8 @@ class Queue(RQQueue):
                 ttl=ttl,
                 result_ttl=parse_timeout(options.get("result_ttl")),
                 failure_ttl=parse_timeout(options.get("failure_ttl")),
+                max_queued=limit,
+                together=together,
             )
         except OutOfMemoryError as error:
             # They are sent in several steps, of which some may have been taken.

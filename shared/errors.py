@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import multiprocessing
+import queue
 
 
 class FarpoolError(Exception):
@@ -36,6 +37,44 @@ class FunctionNotFoundError(FarpoolError, ImportError):
 
 class NoResultError(FarpoolError):
     """A job has no result and will have none: it was canceled, stopped, deleted or has expired."""
+
+
+class NotFailedError(FarpoolError, LookupError):
+    """A job is not among the failed ones; `status` is RQ's, empty if there is no such job."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(job_id, status)
+        self.job_id = job_id
+        self.status = status
+
+    def __str__(self) -> str:
+        if not self.status:
+            return f"there is no job {self.job_id}"
+        return f"job {self.job_id} is not in RQ's registry of failed jobs: it is {self.status}"
+
+
+class QueueFullError(FarpoolError, queue.Full):
+    """A queue has no room for what was to be enqueued; also a `queue.Full`.
+
+    Attributes:
+        queue: name of the queue.
+        count: number of jobs that were to be enqueued.
+        length: number of jobs that wait in it.
+        limit: its `max_queued`.
+    """
+
+    def __init__(self, queue: str, count: int, length: int, limit: int) -> None:
+        super().__init__(queue, count, length, limit)
+        self.queue = queue
+        self.count = count
+        self.length = length
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"no room for {self.count} more in the queue {self.queue!r}: {self.length} jobs wait "
+            f"in it, and max_queued is {self.limit}"
+        )
 
 
 class PayloadError(FarpoolError):

@@ -51,6 +51,11 @@ def result_stream(job_id: str) -> str:
     return f"{PREFIX}:results:{job_id}"
 
 
+def failed(queue: str) -> str:
+    """RQ's registry of the failed jobs of a queue: job id -> when it expires."""
+    return f"{PREFIX}:failed:{queue}"
+
+
 def workers(queue: str) -> str:
     """RQ's set of the workers that serve a queue."""
     return f"{PREFIX}:workers:{queue}"

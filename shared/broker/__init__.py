@@ -9,7 +9,7 @@ from farpool.shared.broker.base import (
     of_another_type,
 )
 from farpool.shared.broker.nodes import Completed, NodeBroker, NotRegisteredError
-from farpool.shared.broker.producers import LeaseEndedError, ProducerBroker
+from farpool.shared.broker.producers import UNFINISHED, LeaseEndedError, ProducerBroker
 
 __all__ = [
     "ABANDONED_SECONDS",
@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ATTEMPTS",
     "MAX_PAYLOAD",
     "RESULT_SECONDS",
+    "UNFINISHED",
     "Broker",
     "Completed",
     "LeaseEndedError",

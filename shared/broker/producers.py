@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from redis.exceptions import ResponseError
+from rq.job import JobStatus
 
 from farpool.shared import keys, outcome, signing
 from farpool.shared.broker.base import (
@@ -20,13 +21,20 @@ from farpool.shared.broker.base import (
 )
 from farpool.shared.broker.script import Script
 from farpool.shared.call import exchange
-from farpool.shared.errors import SignatureError
+from farpool.shared.errors import QueueFullError, SignatureError
 from farpool.shared.jobs import NewJob, Tag, iso
 from farpool.shared.stored import InSession
 
 _ENQUEUE_BATCH = 500
 _SENT_SECONDS = 60
 """How long the server knows that a call was made; redis-py's retries all fall into that time."""
+
+
+UNFINISHED = (
+    JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED,
+    JobStatus.RATE_LIMITED, JobStatus.READY_TO_ENQUEUE,
+)  # fmt: skip
+"""Status of a job that has a result to come."""
 
 
 class LeaseEndedError(Exception):
@@ -53,6 +61,8 @@ class ProducerBroker(BaseBroker):
         failure_ttl: int | None = None,
         lost: int = 0,
         again: bool = False,
+        max_queued: int | None = None,
+        together: int = 0,
     ) -> None:
         """Add jobs with new ids to a queue; the same call within a minute adds nothing.
 
@@ -65,9 +75,12 @@ class ProducerBroker(BaseBroker):
             lost: attempts that count as used up already.
             again: the jobs may have been sent before, in another call or longer ago; those that
                 are there, or have an outcome, are not added.
+            max_queued: jobs that may wait in the queue; all of these are added in one step then.
+            together: number of jobs that must find room, if more than these.
 
         Raises:
             LeaseEndedError: the session's lease has ended.
+            QueueFullError: there is no room; nothing was added.
         """
         now = iso(time.time())
         text = tag.encode()
@@ -82,10 +95,13 @@ class ProducerBroker(BaseBroker):
                 shared += (name, value)
         head = [
             "front" if at_front else "back", "" if ttl is None else ttl,
-            "" if again else _SENT_SECONDS, "1" if tag.leased else "", "1" if self.signer else "",
+            "" if again else _SENT_SECONDS, "1" if tag.leased else "",
+            "" if max_queued is None else max_queued, max(together, len(jobs)),
+            "1" if self.signer else "",
             len(shared), *shared,
         ]  # fmt: skip
-        batches = [jobs[at : at + _ENQUEUE_BATCH] for at in range(0, len(jobs), _ENQUEUE_BATCH)]
+        size = _ENQUEUE_BATCH if max_queued is None else max(1, len(jobs))
+        batches = [jobs[at : at + size] for at in range(0, len(jobs), size)]
         for batch in reversed(batches) if at_front else batches:
             names = [
                 keys.QUEUES, keys.queue(queue), keys.sent(batch[0].id),
@@ -97,8 +113,15 @@ class ProducerBroker(BaseBroker):
                 args += job
                 if self.signer is not None:
                     args.append(self.signer.sign_job(job.id, text, job.data))
-            if self._enqueue(names, args) == -1:
+            added = cast(Any, self._enqueue(names, args))
+            if added == -1:
                 raise LeaseEndedError(tag.session)
+            if isinstance(added, list):
+                raise QueueFullError(queue, max(together, len(jobs)), added[0], max_queued or 0)
+
+    def length(self, queue: str) -> int:
+        """Return the number of jobs that wait in a queue."""
+        return self.client.llen(keys.queue(queue))
 
     def cancel(self, queue: str, ids: Iterable[str]) -> None:
         """Delete jobs that nobody has started, and the outcome of those that somebody has."""
@@ -207,26 +230,27 @@ class ProducerBroker(BaseBroker):
         """Wait up to `timeout` seconds for entries after `after` in RQ's stream of a job's results.
 
         Returns:
-            (entry id, fields) of each, and the job's status, no newer than the last of them;
-            None if it is gone.
+            (entry id, fields) of each, and the job's status, None if it is gone. If it is
+            `UNFINISHED` they are of earlier runs, else the last of them is the job's result.
         """
         stream, block = keys.result_stream(job_id), max(1, int(timeout * 1000))
-        existed, reply, status = exchange(
+        existed, reply, read = exchange(
             self.client,
             ("EXISTS", stream),
             ("XREAD", "BLOCK", block, "STREAMS", stream, after),
             ("HGET", keys.job(job_id), "status"),
         )
+        status = text(read) if read else None
         parts = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
         entries = [entry for part in parts for entry in part]
-        if entries and existed:
+        if entries and existed and status not in UNFINISHED:
             # Where there were results before, that of this status may have come after them.
             (entries,) = exchange(self.client, ("XREVRANGE", stream, "+", "-", "COUNT", 1))
         found = [
             (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
             for entry, fields in entries
         ]
-        return found, text(status) if status else None
+        return found, status
 
     def latest_result(self, job_id: str) -> tuple[str, dict[bytes, bytes]] | None:
         """Return the last (entry id, fields) in RQ's stream of a job's results, if there is one.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from farpool import Executor
+from farpool import Executor, WorkerLostError
 from tests.support import tasks
 from tests.support.waiting import wait_for
 
@@ -54,6 +54,16 @@ def test_map_in_time(executor: Executor, tmp_path: Path) -> None:
     results = executor.map(tasks.block, [str(tmp_path / "marker")], timeout=0.01)
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
+
+
+def test_at_most_once(where: str | None, tmp_path: Path) -> None:
+    once = tmp_path / "runs"
+    with Executor(1, url=where, at_most_once=True) as executor:
+        with pytest.raises(WorkerLostError, match="after 1 attempt"):
+            executor.submit(tasks.die_if_negative, str(once), -1).result()
+        with pytest.raises(WorkerLostError, match="after 1 attempt"):
+            next(executor.map(tasks.die_if_negative, [str(once)], [-1]))
+    assert once.read_text().split() == ["-1", "-1"]
 
 
 def test_cancel(executor: Executor, tmp_path: Path) -> None:

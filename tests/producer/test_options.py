@@ -131,6 +131,31 @@ def test_at_most_once_means_that_nothing_of_a_chunk_runs_again(pool: Pool, tmp_p
     assert path.read_text().split() == ["1", "-2"]
 
 
+def test_at_most_once_by_its_name(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    function = functools.partial(tasks.die_if_negative, str(path))
+    results = pool.imap(function, [1, -2, 3], 3, at_most_once=True)
+    for _ in range(3):
+        with pytest.raises(WorkerLostError, match="after 1 attempt"):
+            next(results)
+    assert path.read_text().split() == ["1", "-2"]
+    assert pool.apply(tasks.square, (3,), at_most_once=False, max_attempts=2) == 9
+
+
+def test_at_most_once_goes_with_nothing_that_runs_a_task_again() -> None:
+    same = Options.of({"at_most_once": True, "max_attempts": 1, "retries": 0})
+    assert same == Options.of({"at_most_once": True}) == Options(max_attempts=1)
+    wrong: list[Any] = [
+        {"at_most_once": True, "retries": 1},
+        {"at_most_once": True, "max_attempts": MAX_ATTEMPTS},
+    ]
+    for options in wrong:
+        with pytest.raises(ValueError, match="at_most_once=True allows no"):
+            Options.of(options)
+    with pytest.raises(TypeError, match="True or False, not 1"):
+        Options.of({"at_most_once": 1})  # type: ignore[typeddict-item]
+
+
 def test_a_task_that_takes_too_long_is_ended(pool: Pool, tmp_path: Path) -> None:
     markers = [str(tmp_path / name) for name in ("late", "in time", "")]
     Path(f"{markers[1]}.go").touch()
