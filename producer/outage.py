@@ -10,10 +10,18 @@ from collections.abc import Iterator
 
 from redis import exceptions
 
+from farpool.shared.tls import NoHandshakeError
+
 log = logging.getLogger("farpool.producer")
 
 _RETRY_SECONDS = 0.25
-_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError, OSError)
+_AWAY = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    NoHandshakeError,
+    OSError,
+)
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
