@@ -306,3 +306,15 @@ def close_stdout() -> str:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.close()
     return "done"
+
+
+def note_success(job: Any, connection: Any, result: Any) -> None:
+    """Save the result in the job's meta."""
+    job.meta["noted"] = result
+    job.save_meta()
+
+
+def note_failure(job: Any, connection: Any, *error: Any) -> None:
+    """Save the name of the error in the job's meta."""
+    job.meta["noted"] = error[0].__name__
+    job.save_meta()
