@@ -31,6 +31,7 @@ _url = click.option(
     help="Server: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... (TLS) or unix:///PATH.",
 )
 _LOOK_SECONDS = 0.5
+_RIGHTS = " (its ACL LOG says more, and farpool's docs/security.md has the rights of each role)"
 
 _queue = click.option("--queue", default="default", show_default=True, help="Name of the queue.")
 
@@ -44,7 +45,8 @@ class _Command(click.Group):
         except FarpoolError as error:
             raise click.ClickException(str(error)) from error
         except RedisError as error:
-            raise click.ClickException(f"the server refused or went away: {error}") from error
+            hint = _RIGHTS if connection.is_refusal(error) else ""
+            raise click.ClickException(f"the server refused or went away: {error}{hint}") from error
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

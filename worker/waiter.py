@@ -11,6 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from farpool.shared import keys
+from farpool.shared.connection import is_refusal
 from farpool.shared.processes import ProcessPool
 
 BLOCK_SECONDS = 5.0
@@ -65,9 +66,12 @@ class Waiter:
         self._processes.unwatch(connection._sock)
         try:
             job = connection.read_response()
-        except (RedisError, OSError):
+        except (RedisError, OSError) as error:
             self.found = True
             self._let_go(connection)
+            if is_refusal(error):
+                # The owner does not meet this one: nothing else moves within a queue.
+                raise
             return
         self._connections.release(connection)
         if job is None:

@@ -18,16 +18,20 @@ ROOT = Path(__file__).parents[2]
 
 
 class NodeProcess:
-    """A running `farpool worker`; options become `--option value`, True a bare flag."""
+    """A running `farpool worker`; options become `--option value`, True a bare flag.
+
+    All but `seen_from`: the url by which to see that it is there, its own by default.
+    """
 
     def __init__(self, url: str, *queues: str, **options: object) -> None:
+        seen_from = str(options.pop("seen_from", url))
         options.setdefault("processes", 2)
         command = [sys.executable, "-m", "farpool", "worker", *queues]
         for name, value in options.items():
             flag = f"--{name.replace('_', '-')}"
             command += [flag] if value is True else [flag, str(value)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._client = connect(url)
+        self._client = connect(seen_from)
         known = {found.name for found in overview(self._client).nodes}
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
