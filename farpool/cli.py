@@ -25,6 +25,7 @@ from farpool.worker.config import NodeConfig, default_name
 from farpool.worker.node import Node
 
 _LOOK_SECONDS = 0.5
+_RIGHTS = " (its ACL LOG says more, and farpool's docs/security.md has the rights of each role)"
 
 
 class _Command(click.Group):
@@ -36,7 +37,8 @@ class _Command(click.Group):
         except FarpoolError as error:
             raise click.ClickException(str(error)) from error
         except RedisError as error:
-            raise click.ClickException(f"the server refused or went away: {error}") from error
+            hint = _RIGHTS if connection.is_refusal(error) else ""
+            raise click.ClickException(f"the server refused or went away: {error}{hint}") from error
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 
 from redis import exceptions
 
+from farpool.shared.tls import NoHandshakeError
+
 log = logging.getLogger("farpool.producer")
 
 _RETRY_SECONDS = 0.25
 _AWAY = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError,
-    exceptions.OutOfMemoryError, OSError,
+    exceptions.OutOfMemoryError, NoHandshakeError, OSError,
 )  # fmt: skip
 _NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS) ")
 """How errors begin that have no class, alone or in a pipeline: the server has become a replica,

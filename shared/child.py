@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from farpool.shared import (
@@ -63,7 +63,7 @@ class ChildConfig:
     max_rss: int | None = None
     preload: tuple[str, ...] = ()
     main_by_value: bool = False
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     node: str = ""
     nested: bool = False
 

@@ -6,18 +6,21 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from redis import Redis, exceptions
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from farpool.shared.errors import ConfigError, ServerUnavailableError, UnsupportedServerError
+from farpool.shared.tls import NoHandshakeError, TLSConnection
 
 URL_VARIABLE = "FARPOOL_URL"
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0
 """Longer than any blocking command that farpool sends."""
 MINIMUM_VERSION = (7, 0)
+_RETRIED = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError)
 
 
 def url_or_default(url: str | None) -> str | None:
@@ -27,8 +30,15 @@ def url_or_default(url: str | None) -> str | None:
 
 def safe(url: str) -> str:
     """Return `url` with passwords replaced, for messages and logs."""
-    shown = re.sub(r"(//[^:@/]*:).*@", r"\1***@", url, flags=re.DOTALL)
+    # Also of what is no url because its scheme, or a part of it, is missing.
+    shown = re.sub(r"((?://|^)[^:@/]*:(?!//)).*@", r"\1***@", url, flags=re.DOTALL)
     return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", shown)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether an error says that the server's user lacks a right, in a script or not."""
+    in_script = isinstance(error, exceptions.ResponseError) and "ACL failure" in str(error)
+    return in_script or isinstance(error, exceptions.NoPermissionError)
 
 
 def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
@@ -37,7 +47,8 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS, or
             `unix:///path/to.sock[?db=N]`, with redis-py's query options.
-        check: ask the server what it is now, rather than at the first command.
+        check: ask the server what it is now, rather than at the first command, and do not try
+            again if it does not speak TLS.
         retries: times that a command is sent again when the connection breaks.
 
     Raises:
@@ -45,13 +56,16 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
         ServerUnavailableError: nothing answers there, or it refuses these credentials.
         UnsupportedServerError: what answers is not Redis >= 7.0 or Valkey.
     """
+    tls: dict[str, Any] = {"connection_class": TLSConnection} if url.startswith("rediss:") else {}
+    retried = _RETRIED if check else (*_RETRIED, NoHandshakeError)
     try:
         client = Redis.from_url(
             url,
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=READ_SECONDS,
             health_check_interval=0,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, retried),
+            **tls,
         )
         # Options that redis-py does not know come to light here.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
@@ -109,7 +123,17 @@ def translated_errors(url: str) -> Iterator[None]:
         raise ServerUnavailableError(f"the server at {where} refused the login: {reason}") from None
     except (exceptions.InvalidResponse, UnicodeDecodeError):
         raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
+    except NoHandshakeError as error:
+        raise ServerUnavailableError(
+            f"what listens at {where} speaks no TLS ({error}); is it the TLS port? A url without "
+            "TLS begins with redis://"
+        ) from None
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+        if "mismatch" in str(error):
+            raise ServerUnavailableError(
+                f"the certificate of the server at {where} is for another host ({error}); use a "
+                "name that is in it"
+            ) from None
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise ServerUnavailableError(
                 f"the certificate of the server at {where} is not trusted ({error}); name the "

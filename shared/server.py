@@ -97,8 +97,9 @@ class EmbeddedServer:
             host: address to bind the port to. Without a password the server turns away clients
                 from other machines.
             port: TCP port, 1 to 65535.
-            data: directory to keep the data in, made if it is missing: an append-only file that
-                is synced every second. Without it the data ends with the server.
+            data: directory to keep the data in, made for this user alone if it is missing: an
+                append-only file that is synced every second. Without it the data ends with the
+                server.
             password: what clients have to give; None for none.
             options: further arguments of the server, as in `("--maxmemory", "1gb")`. They show in
                 the process list.
@@ -179,7 +180,8 @@ class EmbeddedServer:
         self._log = directory / "server.log"
         try:
             config = directory / "server.conf"
-            config.touch(mode=0o600)
+            for private in (config, self._log):
+                private.touch(mode=0o600)
             config.write_bytes(self._configuration(directory))
             with contextlib.ExitStack() as inherited:
                 log = inherited.enter_context(self._log.open("wb"))

@@ -66,7 +66,7 @@ def locked(data: Path) -> Iterator[int]:
         ServerUnavailableError: another server has it.
     """
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ConfigError(f"cannot keep data in {data}: {error.strerror}") from None

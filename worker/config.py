@@ -38,7 +38,7 @@ class NodeConfig:
         max_attempts: executions that may cost a process before a job fails.
     """
 
-    url: str
+    url: str = field(repr=False)
     queues: tuple[str, ...] = ("default",)
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     name: str = field(default_factory=default_name)

@@ -3,7 +3,7 @@
     queues --Claims.take--> Dispatcher (children) --results--> Finisher.flush--> Redis
 
 One thread runs the loop in `run`. All trouble with the server ends in `_outage`: the children go
-on, results are kept, and the loop tries again.
+on, results are kept, and the loop tries again. Only what its user may not do ends the node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from farpool.shared import outcome
 from farpool.shared.broker import Broker, NotRegisteredError
-from farpool.shared.connection import connect
+from farpool.shared.connection import connect, is_refusal
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
 from farpool.shared.events import Blocked
@@ -105,6 +105,7 @@ class Node:
         Raises:
             StartError: the children cannot start, with the reason.
             ConfigError: a live worker has this node's name.
+            ResponseError: the server's user lacks a right; others take over what is held.
         """
         self._registration.register()
         log.info(
@@ -323,6 +324,8 @@ class Node:
             self._outage(error)
 
     def _outage(self, error: Exception) -> None:
+        if is_refusal(error):
+            raise error
         if not self._backoff:
             self._away_since = time.monotonic()
         if not self._backoff or str(error) != self._trouble:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from farpool.shared import keys
 from farpool.shared.broker import of_another_type
+from farpool.shared.connection import is_refusal
 from farpool.shared.processes import ProcessPool
 
 log = logging.getLogger("farpool.node")
@@ -72,6 +73,9 @@ class Waiter:
             job = connection.read_response()
         except ResponseError as error:
             self._connections.release(connection)
+            if is_refusal(error):
+                # The owner does not meet this one: nothing else moves within a queue.
+                raise
             self._refused(queue, error)
             return
         except (RedisError, OSError):

@@ -12,7 +12,15 @@
 --          callbacks and the webhooks
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 -- A key of another type fails nothing: after a pop, that would lose jobs.
-if type(redis.pcall('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
+-- What lacks a right does, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
+if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
   return {-1}
 end
 if redis.call('TYPE', KEYS[2]).ok ~= 'hash' then
@@ -52,10 +60,10 @@ end
 for k = 4, #KEYS do
   local queue = ARGV[k + 3]
   -- A queue that is no list has no jobs: the error is a table without any.
-  local ids = limit > 0 and redis.pcall('LPOP', KEYS[k], limit) or {}
+  local ids = limit > 0 and call('LPOP', KEYS[k], limit) or {}
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
-    local job = redis.pcall('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
+    local job = call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
       'description', 'farpool', 'ttl', 'status')
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.

@@ -17,7 +17,14 @@
 --          {id of a job whose keys are not RQ's records, so that it has no outcome, ...}}
 -- A key of another type costs no more than what would be written there: what failed halfway would
 -- lose the outcomes of others.
-local call = redis.pcall
+-- What lacks a right fails, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
 local prefix, node = ARGV[1], ARGV[2]
 local epoch = tonumber(call('TIME')[1])
 local count = (#KEYS - 3) / 3

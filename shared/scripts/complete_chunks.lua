@@ -10,7 +10,14 @@
 -- Returns: {number of completions that were dropped because they came too late, {},
 --          {id of a chunk whose key is not a job, so that it has no outcome, ...}}
 -- As there, a key of another type costs no more than what would be written there.
-local call = redis.pcall
+-- What lacks a right fails, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
 local prefix, queue = ARGV[1], ARGV[2]
 local WIDTH, FIRST = 3, 7
 

@@ -7,7 +7,14 @@
 -- Returns: {{name of a node whose lease has ended, ...}, {id of a started job that was deleted or
 --          canceled, ...}}, or {} if the node is not registered (any more) and must register again
 -- A key of another type costs no more than what would be written there.
-local call = redis.pcall
+-- What lacks a right fails, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
 local now = redis.call('TIME')
 local epoch = tonumber(now[1])
 if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string'

@@ -9,7 +9,14 @@
 --          exhausted job = {id, execution, queue, tag}, now claimed by the caller, to be failed
 -- A key of another type costs no more than what would be written there: what failed halfway would
 -- leave jobs in two places.
-local call = redis.pcall
+-- What lacks a right fails, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
 local prefix, lost = ARGV[1], ARGV[2]
 local lease = call('ZSCORE', KEYS[1], lost)
 local now = call('TIME')

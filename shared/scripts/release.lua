@@ -5,7 +5,14 @@
 --       while it ran, which counts as an attempt, the attempts that it may have, else ""
 -- Returns: {id, ...} of jobs that have had all their attempts; they stay claimed, to be failed
 -- A key of another type costs no more than what would be written there.
-local call = redis.pcall
+-- What lacks a right fails, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
 local prefix = ARGV[1]
 local exhausted = {}
 for at = #ARGV - 3, 2, -4 do

@@ -5,7 +5,14 @@
 --       executions for abandoned, then for each job: id, execution, queue, time of start
 -- Returns: the ids whose claim is gone, or about whose job somebody decided otherwise meanwhile
 -- A key of another type costs no more than what would be written there.
-local call = redis.pcall
+-- What lacks a right fails, so that somebody gives it.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
 local node, prefix, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local epoch = tonumber(redis.call('TIME')[1])
 local gone = {}

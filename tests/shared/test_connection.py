@@ -169,6 +169,11 @@ def test_no_error_shows_the_password(answer: Answer, login: str) -> None:
         "redis://host:port?password=s3cret",
         "redis://host/?unknown=1&password=s3cret",
         "http://:s3cret@host",
+        ":s3cret@host:6379",
+        "user:s3cret@host",
+        "redis:/:s3cret@host",
+        "redis:user:s3cret@host",
+        "'redis://:s3cret@host'",
     ],
 )
 def test_no_error_about_the_url_shows_the_password(rest: str) -> None:

@@ -25,10 +25,16 @@ class NodeProcess:
         url: the server.
         queues: names of its queues.
         launcher: a command that runs the one after it, as the same process.
+        seen_from: the url by which to see that it is there, its own by default.
     """
 
     def __init__(
-        self, url: str, *queues: str, launcher: Sequence[str] = (), **options: object
+        self,
+        url: str,
+        *queues: str,
+        launcher: Sequence[str] = (),
+        seen_from: str = "",
+        **options: object,
     ) -> None:
         options.setdefault("processes", 2)
         command = [*launcher, sys.executable, "-m", "farpool", "worker", *queues]
@@ -36,7 +42,7 @@ class NodeProcess:
             flag = f"--{name.replace('_', '-')}"
             command += [flag] if value is True else [flag, str(value)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._client = connect(url)
+        self._client = connect(seen_from or url)
         known = {found.name for found in overview(self._client).nodes}
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(

@@ -395,3 +395,15 @@ def block_then_meta(marker: str) -> list[str]:
     """Do as `block`, then as `meta_of_current_job`."""
     block(marker)
     return meta_of_current_job()
+
+
+def note_success(job: Any, connection: Any, result: Any) -> None:
+    """Save the result in the job's meta."""
+    job.meta["noted"] = result
+    job.save_meta()
+
+
+def note_failure(job: Any, connection: Any, *error: Any) -> None:
+    """Save the name of the error in the job's meta."""
+    job.meta["noted"] = error[0].__name__
+    job.save_meta()
