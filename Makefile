@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest test-others conformance chaos lint format bench clean
+.PHONY: help demo test pytest test-others conformance chaos fuzz lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ conformance: $(VENV)/.dev  ## run CPython's own Pool tests on local processes an
 chaos: $(VENV)/.dev  ## run random faults against real processes, then audit (SECONDS=60 SEED=n)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
+fuzz: $(VENV)/.fuzz  ## fuzz what reads bytes from Redis or a pipe (SECONDS=60)
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
 lint: $(VENV)/.dev  ## check style, types and compose.yaml
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -64,4 +67,8 @@ $(VENV)/.embedded: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.embedded
+
+$(VENV)/.fuzz: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[fuzz]'
 	@touch $@ $(VENV)/.embedded

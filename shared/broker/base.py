@@ -48,6 +48,14 @@ def of_another_type(error: ResponseError) -> bool:
     return "WRONGTYPE " in str(error)
 
 
+def claim_in(job_id: bytes, claim: bytes) -> tuple[str, tuple[str, str]] | None:
+    """Read a field of a hash of claims as id, (execution, queue); None if it is no claim."""
+    parts = _CLAIM.fullmatch(claim)
+    if parts is None or not (is_text(job_id) and is_text(parts[2])):
+        return None
+    return job_id.decode(), (parts[1].decode(), parts[2].decode())
+
+
 class BaseBroker:
     """Redis as farpool uses it.
 
@@ -76,10 +84,10 @@ class BaseBroker:
     def claimed(self, node: str) -> dict[str, tuple[str, str]]:
         """Return what a node holds as id -> (execution, queue), without what is no claim."""
         found = {}
-        for job_id, claim in (self._read(self.client.hgetall, keys.claims(node)) or {}).items():
-            parts = _CLAIM.fullmatch(claim)
-            if parts is not None and is_text(job_id) and is_text(parts[2]):
-                found[job_id.decode()] = parts[1].decode(), parts[2].decode()
+        for field in (self._read(self.client.hgetall, keys.claims(node)) or {}).items():
+            claim = claim_in(*field)
+            if claim is not None:
+                found[claim[0]] = claim[1]
         return found
 
     def _read(self, command: Callable[..., Any], *args: Any, **options: Any) -> Any:
