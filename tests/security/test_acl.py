@@ -236,7 +236,8 @@ def test_rq_info_needs_the_rights_of_its_heading(
     [
         "FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET requirepass", "ACL LIST", "MONITOR",
         "SHUTDOWN", "CLIENT LIST", "CLIENT KILL TYPE normal", "SCRIPT FLUSH",
-        "EVAL return(redis.call('KEYS','*')) 0", "PUBLISH rq:pubsub:node stop", "SUBSCRIBE rq:pubsub:node",
+        "EVAL return(redis.call('KEYS','*')) 0", "PUBLISH rq:pubsub:node stop",
+        "SUBSCRIBE rq:pubsub:node",
         "HGET other field", "HGETALL rqother:job", "RENAME rq:queue:a rq:queue:b",
         "DUMP rq:job:some", "REPLICAOF NO ONE", "SLOWLOG GET", "CLIENT PAUSE 1",
     ],
