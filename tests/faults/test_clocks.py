@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 from rq.job import Retry
 
-from farpool import FarpoolError, Pool, Queue
+from farpool import AsyncResult, FarpoolError, Job, Pool, Queue
 from farpool.shared import lifecycle
 from farpool.shared.broker import Broker
 from tests.support import tasks, transitions
@@ -40,7 +40,7 @@ def test_a_node_whose_clock_jumps(
     markers = [tmp_path / name for name in ("job", "chunk", "retried")]
     with Load(url, tmp_path / "ran") as load, Pool(url=url) as pool:
         queue = Queue(connection=client)
-        waiting = [
+        waiting: list[Job | AsyncResult] = [
             queue.enqueue(tasks.block, str(markers[0])),
             pool.apply_async(tasks.block, (str(markers[1]),), timeout=60),
         ]
