@@ -294,6 +294,10 @@ class Node:
         self._claims.give_back(task for task in tasks if task.key)
 
     def _reconcile(self) -> None:
+        # What the server has granted, and has not been read, would be taken for nobody's.
+        while self._claims.requested:
+            with contextlib.suppress(NotRegisteredError):
+                self._receive()
         self._claims.reconcile(self._finisher.pending())
         waiting = self._dispatcher.take_back()
         self._dispatcher.add(

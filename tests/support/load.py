@@ -70,7 +70,8 @@ class Load:
         self._over.set()
         done = [text for producer in self._producers for text in producer.result(60)]
         ran = Counter(self.ran())
-        assert (ran - Counter(done), Counter(done) - ran) == ({}, {})
+        answered = Counter(done)
+        assert ran == answered, f"ran but not answered: {ran - answered}; {answered - ran} only so"
         assert set(Counter(done).values()) == {1}
         with connect(self._url) as client:
             assert charged(client) == []
