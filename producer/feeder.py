@@ -106,7 +106,7 @@ class Feeder:
 
     def _submit(self, batch: list[Submission]) -> None:
         if self._threaded:
-            self._until_sent(lambda: self._backend.submit(batch))
+            self._until_sent(lambda: self._submit_expected(batch))
             return
         try:
             self._backend.submit(batch)
@@ -115,6 +115,10 @@ class Feeder:
                 raise
             # The caller is not held up, who may be an event loop.
             self._outstanding.send_later(chunk.id for chunk in batch)
+
+    def _submit_expected(self, batch: list[Submission]) -> None:
+        # When it is sent again, the first may have been run and come back.
+        self._backend.submit([chunk for chunk in batch if self._outstanding.expects(chunk.id)])
 
     def _until_sent(self, send: Callable[[], None]) -> None:
         sent = False

@@ -66,7 +66,9 @@ class Resender:
             while not (sent or self._stopped):
                 try:
                     with outage.ridden_out():
-                        self._backend.submit(chunks)
+                        # Some may have come back although their sending seemed to fail.
+                        expects = self._outstanding.expects
+                        self._backend.submit([c for c in chunks if expects(c.id)])
                         sent = True
                 except Exception as error:
                     for chunk in chunks:
