@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,31 @@ def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
         finally:
             client.replicaof("NO", "ONE")
             lease.stop()
+
+
+def test_what_has_come_back_is_not_sent_again(
+    node: NodeProcess, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Broker.enqueue
+    marker, log = tmp_path / "marker", tmp_path / "log"
+    with Pool(url=url) as pool:
+        running = pool.apply_async(tasks.block, (str(marker),))
+        wait_for(marker.exists)
+        sent: list[int] = []
+
+        def without_answer(broker: Broker, queue: str, jobs: Any, tag: Any, **options: Any) -> None:
+            send(broker, queue, jobs, tag, **options)
+            sent.append(len(jobs))
+            if len(sent) == 1:
+                # Its outcome is read and removed before it is known that it was sent.
+                wait_for(log.exists)
+                wait_for(lambda: not broker.client.exists(keys.job(jobs[0].id)))
+                wait_for(lambda: not broker.client.exists(keys.results(tag.session)))
+                raise ConnectionError("the answer was lost")
+
+        monkeypatch.setattr(Broker, "enqueue", without_answer)
+        assert list(pool.imap(partial(tasks.append, str(log)), ["one"])) == ["one"]
+        assert pool.apply_async(tasks.square, (3,)).get(20) == 9
+        Path(f"{marker}.go").touch()
+        assert running.get(20) == "done"
+    assert log.read_text() == "one\n"
