@@ -39,7 +39,10 @@ class Outstanding:
         sent.sender.hold()
         self._chunks[chunk_id] = sent
         self._nest()
-        if self.broken is not None:
+        if self._ended and self.broken is not None:
+            # `end` wants to know of it.
+            sent.sender.sink._fail(self.broken)
+        elif self.broken is not None:
             self.fail(self.broken)
 
     def send_again(self, due: float, sent: Sent) -> None:

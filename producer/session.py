@@ -16,7 +16,7 @@ from rq.job import JobStatus
 from rq.results import Result
 
 from farpool.shared import keys, outcome
-from farpool.shared.broker import Broker, LeaseEndedError, of_another_type
+from farpool.shared.broker import Broker, of_another_type
 from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.jobs import NewJob, Tag
 
@@ -103,24 +103,26 @@ class Session:
         """
         self._queue = queue
         # Known before they are sent, because the first may end before the last is sent.
+        ids = [job.id for job in jobs]
         with self._lock:
-            again = any(job.id in self._unsure for job in jobs)
+            again = not self._unsure.isdisjoint(ids)
             if again:
-                unsure = self._unsure - self._pending.keys()
-                jobs = [job for job in jobs if job.id not in unsure]
+                ended = self._unsure - self._pending.keys()
+                jobs = [job for job in jobs if job.id not in ended]
             self._pending.update((job.id, math.inf) for job in jobs)
         try:
             self._broker.enqueue(queue, jobs, tag, again=again, **options)
-        except LeaseEndedError:
-            self.forget(job.id for job in jobs)
-            raise
         except BaseException:
             with self._lock:
-                self._unsure.update(job.id for job in jobs)
+                self._unsure.update(ids)
             raise
         now = time.monotonic()
         with self._lock:
-            self._pending.update((job.id, now) for job in jobs if job.id in self._pending)
+            self._pending.update((name, now) for name in ids if name in self._pending)
+            if again:
+                self._unsure.difference_update(ids)
+                if not self._keep:
+                    self._read += [name for name in ids if name not in self._pending]
 
     def expect(self, queue: str, ids: Iterable[str]) -> None:
         """Wait also for jobs that another process has enqueued in this session."""

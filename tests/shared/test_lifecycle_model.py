@@ -98,6 +98,8 @@ def call(machine: Lifecycle, name: str, after: str, tag: Tag, taken: Any) -> Non
             machine.cancel(0)
         case "Job.delete":
             machine.delete(0)
+        case "failed.lua":
+            machine.requeue(0, 2)
         case "expiry":
             machine.expire(0)
 

@@ -47,6 +47,8 @@ class Expected:
     exhausted: bool = False
     attempts: int = 0
     outcomes: list[bytes] = field(default_factory=list)
+    before: list[bytes] = field(default_factory=list)
+    """Outcomes of the runs before it was requeued, which RQ's stream keeps."""
 
     @property
     def state(self) -> str:

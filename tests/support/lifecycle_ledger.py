@@ -107,7 +107,7 @@ class Ledger(RuleBasedStateMachine):
             found = [
                 fields.get(b"return_value") or fields[b"exc_string"] for _, fields in streams[name]
             ]
-            assert found == ([] if job.status is None else job.outcomes)
+            assert found == ([] if job.status is None else job.before + job.outcomes)
             assert len(job.outcomes) <= 1
             if job.tag.session:
                 [outcome] = self.broker.outcomes(job.tag.session, [name])

@@ -13,6 +13,7 @@ from rq.job import Job
 
 from farpool.shared import keys
 from farpool.shared.broker import LeaseEndedError, NotRegisteredError
+from farpool.shared.broker.failed import FailedBroker
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag
 from tests.support.lifecycle import Expected
 from tests.support.lifecycle_ledger import (
@@ -277,6 +278,19 @@ class Lifecycle(Ledger):
             Job.fetch(name, connection=self.client).delete()
             self.jobs[name].recorded = False
             self.vanish(name, "Job.delete")
+
+    @rule(number=numbers, times=st.integers(1, 2))
+    def requeue(self, number: int, times: int) -> None:
+        failed = [name for name, job in self.jobs.items() if job.status == "failed"]
+        if failed:
+            name = failed[number % len(failed)]
+            taken = [FailedBroker(self.client).take_out("requeue", [name]) for _ in range(times)]
+            assert taken == [({}, []), ({name: "queued"}, [])][:times]
+            job = self.jobs[name]
+            job.status, job.attempts = "queued", 0
+            job.before, job.outcomes = job.before + job.outcomes, []
+            self.waiting.append(name)
+            self.note(name, "failed.lua")
 
     @rule(number=numbers)
     def expire(self, number: int) -> None:
