@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,7 +15,7 @@ from tests.support.waiting import wait_for
 def test_the_end_reaches_what_is_added_meanwhile() -> None:
     outstanding = Outstanding(Mock(shared=False))
     sender: Any = Mock()
-    feeder: Any = SimpleNamespace(sender=sender, finished=False)
+    feeder: Any = Mock(sender=sender, finished=False)
     outstanding.feed(feeder)
     outstanding.add("a", Sent(sender, 0, [1]))
     with ThreadPoolExecutor(1) as threads:
