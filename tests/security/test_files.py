@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     Its path is short, as those of sockets have to be.
     """
+    # That of multiprocessing is for the whole program.
+    util.get_temp_dir()
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         monkeypatch.setattr("tempfile.tempdir", folder)
