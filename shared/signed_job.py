@@ -122,7 +122,8 @@ class SignedJob(Job):
             fields = decode_redis_hash(dict(raw_data))
             try:
                 data = payload.decompress(fields.get("data", b""), checked=False)
-                self._signer.check_job(self.id, fields, data)
+                covered = [fields.get(name) for name in signing.COVERED_FIELDS]
+                self._signer.check_job(self.id, fields.get(signing.JOB_FIELD), covered, data)
             except FarpoolError as error:
                 raise UnsignedJobError(str(error)) from None
             self._tag = fields.get("farpool", b"")
@@ -153,9 +154,9 @@ class SignedJob(Job):
         """Return the fields of the job's hash, with their signature."""
         fields: dict[str, Any] = super().to_dict(include_meta, include_result)
         if self._signer is not None:
-            signed = {name: str(fields.get(name, "")).encode() for name in signing.CALLBACK_FIELDS}
-            signed["farpool"] = self._tag
-            fields[signing.JOB_FIELD] = self._signer.sign_fields(self.id, signed, self.data)
+            callbacks = (str(fields.get(name, "")).encode() for name in signing.COVERED_FIELDS[1:])
+            covered = (self._tag, *callbacks)
+            fields[signing.JOB_FIELD] = self._signer.sign_covered(self.id, covered, self.data)
             if len(self.data) > payload.most_unchecked(len(fields["data"])):
                 fields["data"] = self.data
         return fields

@@ -28,10 +28,12 @@ JOB_FIELD = "farpool_signature"
 """Field of a job's hash: the signature of its data, and of what is called around it."""
 RESULT_FIELD = "farpool_result_signature"
 """Field of a job's hash: the signature of its latest result in RQ's stream."""
-CALLBACK_FIELDS = (
-    "success_callback_name", "failure_callback_name", "stopped_callback_name", "webhooks",
+COVERED_FIELDS = (
+    "farpool", "success_callback_name", "failure_callback_name", "stopped_callback_name",
+    "webhooks",
 )  # fmt: skip
-"""Fields of RQ's jobs that name what else is called."""
+"""Fields of a job's hash that its signature covers besides the data: our tag, and what else RQ's
+code would call."""
 
 _RECORD_KINDS = {b"1": b"sealed", b"2": b"failure"}
 """What is signed of an entry in RQ's stream of results, by its type: successful, failed."""
@@ -85,23 +87,24 @@ class Signer:
         """Return the signature of a job around which nothing else is called."""
         return self.sign(b"job", (job_id.encode(), tag.encode(), data))
 
-    def check_job(self, job_id: str, fields: Mapping[str, bytes], data: bytes) -> None:
+    def check_job(
+        self, job_id: str, signature: bytes | None, covered: Sequence[bytes | None], data: bytes
+    ) -> None:
         """Make sure that a job is as its producer wrote it.
 
         Args:
-            fields: what there is of the job's tag, callbacks and signature.
+            covered: the values of the COVERED_FIELDS, as far as there are any.
             data: its data, not compressed.
 
         Raises:
             SignatureError: it is not.
         """
-        signature = fields.get(JOB_FIELD)
-        if not self.accepts(signature, *_job(job_id, fields, data)):
+        if not self.accepts(signature, *_job(job_id, covered, data)):
             raise SignatureError(refusal(f"job {job_id}", signed=signature is not None))
 
-    def sign_fields(self, job_id: str, fields: Mapping[str, bytes], data: bytes) -> bytes:
+    def sign_covered(self, job_id: str, covered: Sequence[bytes | None], data: bytes) -> bytes:
         """Return the signature of a job as `check_job` looks at it."""
-        return self.sign(*_job(job_id, fields, data))
+        return self.sign(*_job(job_id, covered, data))
 
     def sign_failure(self, job_id: str, record: bytes) -> bytes:
         """Return the signature of a failure's traceback, encoded as in RQ's stream of results."""
@@ -160,13 +163,13 @@ def unsealed(data: bytes) -> bytes:
     return data[1 + _SIZE :] if data[:1] == _SEALED else data
 
 
-def _job(job_id: str, fields: Mapping[str, bytes], data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    tag = fields.get("farpool") or b""
-    callbacks = [fields.get(name) or b"" for name in CALLBACK_FIELDS]
+def _job(
+    job_id: str, covered: Sequence[bytes | None], data: bytes
+) -> tuple[bytes, tuple[bytes, ...]]:
     # RQ's code looks at the callbacks of our own jobs too, which never have any.
-    if any(callbacks):
-        return b"rq", (job_id.encode(), tag, *callbacks, data)
-    return b"job", (job_id.encode(), tag, data)
+    if any(covered[1:]):
+        return b"rq", (job_id.encode(), *(value or b"" for value in covered), data)
+    return b"job", (job_id.encode(), covered[0] or b"", data)
 
 
 def _digest(blank: hmac.HMAC, kind: bytes, parts: Sequence[bytes]) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from redis.exceptions import ResponseError
 
-from farpool.shared import keys, payload, signing
+from farpool.shared import keys, payload
 from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker, is_text, text
 from farpool.shared.broker.script import Script
 from farpool.shared.call import Call
@@ -23,7 +23,6 @@ log = logging.getLogger("farpool.node")
 
 _OUTPUT_LINES = 10_000
 _QUARANTINED = 10_000
-_SIGNED_FIELDS = ("farpool", signing.JOB_FIELD, *signing.CALLBACK_FIELDS)
 
 
 class NotRegisteredError(Exception):
@@ -87,10 +86,11 @@ class NodeBroker(BaseBroker):
         claim = claim_of(job)
         if self.signer is None:
             return claim
-        fields = dict(zip(_SIGNED_FIELDS, job[4][5:], strict=True))
+        # Callbacks of a job with a tag are never called here, so that they are not asked for.
+        tag, signature, *callbacks = job[4][5:]
         try:
             data = payload.decompress(claim.data, checked=False)
-            self.signer.check_job(claim.id, fields, data)
+            self.signer.check_job(claim.id, signature, (tag, *callbacks), data)
         except FarpoolError as error:
             return claim._replace(refused=str(error))
         return claim

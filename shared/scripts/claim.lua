@@ -8,8 +8,8 @@
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, {id of what waited and is no job, ...}, job, ...} with each job = {id, execution,
 --          queue, lifecycle, fields} and fields = {data, timeout, result_ttl, failure_ttl,
---          description, tag}, and if asked for the signature and what it covers besides: three
---          callbacks and the webhooks
+--          description, tag}, and if asked for the signature and, of jobs without a tag, what it
+--          covers besides: three callbacks and the webhooks
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 -- A key of another type fails nothing: after a pop, that would lose jobs.
 -- What lacks a right does, so that somebody gives it.
@@ -57,34 +57,41 @@ local function abandoned(tag)
   return known[tag]
 end
 
+local signed = ARGV[6] ~= ''
+local names = {'data', 'timeout', 'result_ttl', 'failure_ttl', 'description', 'farpool'}
+if signed then
+  names[7] = 'farpool_signature'
+end
+names[#names + 1] = 'ttl'
+names[#names + 1] = 'status'
+
 for k = 4, #KEYS do
   local queue = ARGV[k + 3]
   -- A queue that is no list has no jobs: the error is a table without any.
   local ids = limit > 0 and call('LPOP', KEYS[k], limit) or {}
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
-    local job = call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl',
-      'description', 'farpool', 'ttl', 'status')
+    local job = call('HMGET', key, unpack(names))
+    local ttl, status = job[#names - 1], job[#names]
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
     local sound = not job.err and string.match(id, '^[%w_-]+$')
-    local wanted = sound and job[1] and job[8] ~= 'canceled' and job[8] ~= 'started'
+    local wanted = sound and job[1] and status ~= 'canceled' and status ~= 'started'
     if not sound then
       refused[#refused + 1] = id
     elseif wanted and job[6] and abandoned(job[6]) then
       redis.call('UNLINK', key)
     elseif wanted then
-      if job[8] ~= 'queued' then
+      if status ~= 'queued' then
         redis.call('HSET', key, 'status', 'queued')
       end
-      if job[7] and job[7] ~= '' then
+      if ttl and ttl ~= '' then
         redis.call('PERSIST', key)
       end
-      job[7], job[8] = nil, nil
-      if ARGV[6] ~= '' then
-        job[7], job[8], job[9], job[10], job[11] = unpack(redis.call('HMGET', key,
-          'farpool_signature', 'success_callback_name', 'failure_callback_name',
-          'stopped_callback_name', 'webhooks'))
+      job[#names - 1], job[#names] = nil, nil
+      if signed and (not job[6] or job[6] == '') then
+        job[8], job[9], job[10], job[11] = unpack(call('HMGET', key, 'success_callback_name',
+          'failure_callback_name', 'stopped_callback_name', 'webhooks'))
       end
       local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id

@@ -60,19 +60,21 @@ def test_keys_can_be_changed_without_a_stop() -> None:
 
 
 def test_what_a_signed_job_calls_cannot_be_changed() -> None:
-    fields = {"success_callback_name": b"mail.send"}
-    fields[signing.JOB_FIELD] = signer.sign_fields("a", fields, b"data")
-    signer.check_job("a", fields, b"data")
+    none = [None] * len(signing.COVERED_FIELDS)
+    covered = [b"tag", b"mail.send", b"", None, None]
+    signature = signer.sign_covered("a", covered, b"data")
+    signer.check_job("a", signature, [value or b"" for value in covered], b"data")
     for changed in (
-        {"success_callback_name": b"mail.spam"},
-        {"success_callback_name": b"", "failure_callback_name": b"mail.send"},
-        {"webhooks": b"[]"},
-        {"farpool": b" d 0 0"},
+        [b"tag", b"mail.spam", None, None, None],
+        [b"tag", None, b"mail.send", None, None],
+        [b"tag", b"mail.send", None, None, b"[]"],
+        [b"tags", b"mail.send", None, None, None],
+        none,
     ):
         with pytest.raises(SignatureError, match="was altered"):
-            signer.check_job("a", fields | changed, b"data")
+            signer.check_job("a", signature, changed, b"data")
     with pytest.raises(SignatureError, match="is not signed"):
-        signer.check_job("a", {}, b"data")
+        signer.check_job("a", None, none, b"data")
 
 
 def test_the_secret_comes_from_the_environment(
