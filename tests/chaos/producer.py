@@ -26,7 +26,7 @@ import farpool
 from farpool import Pool, Queue, WorkerLostError
 from farpool.producer.attach import DetachedResult
 from farpool.producer.options import TaskOptions
-from farpool.shared.errors import ServerUnavailableError
+from farpool.shared.errors import ServerFullError, ServerUnavailableError
 from tests.chaos.work import work
 
 PATIENCE = 120.0
@@ -39,7 +39,7 @@ _MANY = 2000
 """Tasks of a call amid whose enqueueing there is time to die."""
 _SURVIVES = TaskOptions(max_attempts=50, retries=50, retry_on=MemoryError, backoff=0.05)
 """What the caller of a pool waits for survives everything."""
-_AWAY = (RedisError, ServerUnavailableError)
+_AWAY = (RedisError, ServerFullError, ServerUnavailableError)
 _AWAY_SECONDS = 0.1
 
 Task = tuple[str, int, float]
