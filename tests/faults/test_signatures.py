@@ -22,6 +22,7 @@ from farpool import Pool, Queue, SignatureError, cli
 from farpool.shared import keys, lifecycle, outcome, signing
 from farpool.shared.signing import SECRET_VARIABLE
 from tests.support import tasks
+from tests.support.bomb import Bomb
 from tests.support.nodes import NodeProcess
 from tests.support.stock import run_rq
 from tests.support.waiting import wait_for
@@ -34,16 +35,6 @@ Start = Callable[..., NodeProcess]
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SECRET_VARIABLE, KEY)
-
-
-class Bomb:
-    """Leaves a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = str(path)
-
-    def __reduce__(self) -> Any:
-        return tasks.append, (self._path, "boom")
 
 
 @pytest.fixture
