@@ -101,7 +101,7 @@ class Completion(NamedTuple):
 
 def claim_of(job: Sequence[Any]) -> Claim:
     """Read a claim from what scripts/claim.lua returns for a job."""
-    job_id, execution, queue, lifecycle, fields = job
+    job_id, execution, queue, lifecycle, fields = job[:5]
     data, timeout, result_ttl, failure_ttl, description, tag = fields[:6]
     return Claim(
         job_id.decode(), execution.decode(), queue.decode(), data, timeout or b"",

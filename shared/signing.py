@@ -13,7 +13,6 @@ import functools
 import hashlib
 import hmac
 import os
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,12 +34,31 @@ COVERED_FIELDS = (
 """Fields of a job's hash that its signature covers besides the data: our tag, and what else RQ's
 code would call."""
 
-_RECORD_KINDS = {b"1": b"sealed", b"2": b"failure"}
-"""What is signed of an entry in RQ's stream of results, by its type: successful, failed."""
 _SEALED = b"S"
 _SIZE = 32
-_INLINE_BYTES = 1 << 16
-_LENGTHS = [struct.Struct(f"<{count}Q") for count in range(8)]
+_BLOCK = 64
+
+
+class Key:
+    """Makes HMAC-SHA256 codes (RFC 2104), in half the time of copies of `hmac.new(key)`.
+
+    Args:
+        secret: of any length.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        block = secret if len(secret) <= _BLOCK else hashlib.sha256(secret).digest()
+        block = block.ljust(_BLOCK, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def code(self, head: bytes, data: bytes) -> bytes:
+        """Return the code (32 bytes) of `head + data`."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(head)
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 class Signer:
@@ -52,24 +70,19 @@ class Signer:
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.count = len(keys)
-        # Copying one that knows its key takes half the time of a new one.
-        self._blank = [hmac.new(key, digestmod="sha256") for key in keys]
+        self._keys = [Key(key) for key in keys]
+        self._sign = self._keys[0].code
 
-    def sign(self, kind: bytes, parts: Sequence[bytes]) -> bytes:
-        """Return the signature (32 bytes) of byte strings that together are a `kind` of thing."""
-        return _digest(self._blank[0], kind, parts)
-
-    def accepts(self, signature: bytes | None, kind: bytes, parts: Sequence[bytes]) -> bool:
-        """Return whether a holder of one of the keys has signed this."""
+    def _accepts(self, signature: bytes | None, head: bytes, data: bytes) -> bool:
         if signature is not None:
-            for blank in self._blank:
-                if hmac.compare_digest(_digest(blank, kind, parts), signature):
+            for key in self._keys:
+                if hmac.compare_digest(key.code(head, data), signature):
                     return True
         return False
 
     def seal(self, name: str, data: bytes) -> bytes:
         """Return bytes with their signature as what goes by this name."""
-        return b"".join((_SEALED, self.sign_outcome(name, data), data))
+        return b"".join((_SEALED, self._sign(_head(b"sealed", name), data), data))
 
     def open(self, name: str, sealed: bytes) -> bytes:
         """Return what `seal` was given.
@@ -77,15 +90,15 @@ class Signer:
         Raises:
             SignatureError: nobody with the secret has sealed it under this name.
         """
-        signature, data = self.signature_of(sealed), sealed[1 + _SIZE :]
-        parts = (name.encode(), data)
-        if sealed[:1] != _SEALED or not self.accepts(signature, b"sealed", parts):
-            raise SignatureError(refusal(name, signed=sealed[:1] == _SEALED))
+        signature = self.signature_of(sealed) if sealed[:1] == _SEALED else None
+        data = sealed[1 + _SIZE :]
+        if not self._accepts(signature, _head(b"sealed", name), data):
+            raise SignatureError(refusal(name, signed=signature is not None))
         return data
 
     def sign_job(self, job_id: str, tag: str, data: bytes) -> bytes:
         """Return the signature of a job around which nothing else is called."""
-        return self.sign(b"job", (job_id.encode(), tag.encode(), data))
+        return self._sign(_job(job_id, (tag.encode(),)), data)
 
     def check_job(
         self, job_id: str, signature: bytes | None, covered: Sequence[bytes | None], data: bytes
@@ -99,16 +112,16 @@ class Signer:
         Raises:
             SignatureError: it is not.
         """
-        if not self.accepts(signature, *_job(job_id, covered, data)):
+        if not self._accepts(signature, _job(job_id, covered), data):
             raise SignatureError(refusal(f"job {job_id}", signed=signature is not None))
 
     def sign_covered(self, job_id: str, covered: Sequence[bytes | None], data: bytes) -> bytes:
         """Return the signature of a job as `check_job` looks at it."""
-        return self.sign(*_job(job_id, covered, data))
+        return self._sign(_job(job_id, covered), data)
 
     def sign_failure(self, job_id: str, record: bytes) -> bytes:
         """Return the signature of a failure's traceback, encoded as in RQ's stream of results."""
-        return self.sign(b"failure", (job_id.encode(), record))
+        return self._sign(_head(b"failure", job_id), record)
 
     @staticmethod
     def signature_of(sealed: bytes) -> bytes:
@@ -117,7 +130,7 @@ class Signer:
 
     def sign_outcome(self, job_id: str, data: bytes) -> bytes:
         """Return the signature that `seal` gives a job's outcome."""
-        return self.sign(b"sealed", (job_id.encode(), data))
+        return self._sign(_head(b"sealed", job_id), data)
 
     def check_record(
         self, job_id: str, fields: Mapping[bytes, bytes], signature: bytes | None
@@ -127,14 +140,16 @@ class Signer:
         Raises:
             SignatureError: it is not.
         """
-        kind = _RECORD_KINDS.get(fields.get(b"type", b""), b"")
         failed, returned = fields.get(b"exc_string"), fields.get(b"return_value")
-        if kind == b"failure":
-            other, data = returned, failed or b""
-        else:
-            other, data = failed, _outcome(returned)
         # RQ's Result reads both fields, whatever its type is.
-        if other is not None or not self.accepts(signature, kind, (job_id.encode(), data)):
+        match fields.get(b"type"):
+            case b"1" if failed is None:
+                right = self._accepts(signature, _head(b"sealed", job_id), _outcome(returned))
+            case b"2" if returned is None:
+                right = self._accepts(signature, _head(b"failure", job_id), failed or b"")
+            case _:
+                right = False
+        if not right:
             what = f"the result of job {job_id}"
             raise SignatureError(refusal(what, signed=signature is not None))
 
@@ -163,25 +178,21 @@ def unsealed(data: bytes) -> bytes:
     return data[1 + _SIZE :] if data[:1] == _SEALED else data
 
 
-def _job(
-    job_id: str, covered: Sequence[bytes | None], data: bytes
-) -> tuple[bytes, tuple[bytes, ...]]:
+def _head(kind: bytes, job_id: str) -> bytes:
+    """Return what goes before signed bytes, so that they are signed as this and nothing else."""
+    return kind + _part(job_id.encode())
+
+
+def _job(job_id: str, covered: Sequence[bytes | None]) -> bytes:
     # RQ's code looks at the callbacks of our own jobs too, which never have any.
-    if any(covered[1:]):
-        return b"rq", (job_id.encode(), *(value or b"" for value in covered), data)
-    return b"job", (job_id.encode(), covered[0] or b"", data)
+    if len(covered) > 1 and any(covered[1:]):
+        return _head(b"rq", job_id) + b"".join(_part(value or b"") for value in covered)
+    return _head(b"job", job_id) + _part(covered[0] or b"")
 
 
-def _digest(blank: hmac.HMAC, kind: bytes, parts: Sequence[bytes]) -> bytes:
-    # With its length before each part, no two lists of parts read the same.
-    head = _LENGTHS[len(parts)].pack(*map(len, parts))
-    made = blank.copy()
-    if len(parts[-1]) < _INLINE_BYTES:
-        made.update(b"".join((kind, b" ", head, *parts)))
-    else:
-        made.update(b"".join((kind, b" ", head, *parts[:-1])))
-        made.update(parts[-1])
-    return made.digest()
+def _part(data: bytes) -> bytes:
+    # With their lengths before them, no two lists of parts read the same.
+    return b" %d %b" % (len(data), data)
 
 
 def digest(data: bytes) -> bytes:

@@ -86,11 +86,12 @@ class NodeBroker(BaseBroker):
         claim = claim_of(job)
         if self.signer is None:
             return claim
+        signature = job[5] if len(job) > 5 else None
         # Callbacks of a job with a tag are never called here, so that they are not asked for.
-        tag, signature, *callbacks = job[4][5:]
+        covered = job[4][5:]
         try:
             data = payload.decompress(claim.data, checked=False)
-            self.signer.check_job(claim.id, signature, (tag, *callbacks), data)
+            self.signer.check_job(claim.id, signature, covered, data)
         except FarpoolError as error:
             return claim._replace(refused=str(error))
         return claim

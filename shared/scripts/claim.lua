@@ -7,9 +7,9 @@
 --       then the name of each queue
 -- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
 --          {1, {id of what waited and is no job, ...}, job, ...} with each job = {id, execution,
---          queue, lifecycle, fields} and fields = {data, timeout, result_ttl, failure_ttl,
---          description, tag}, and if asked for the signature and, of jobs without a tag, what it
---          covers besides: three callbacks and the webhooks
+--          queue, lifecycle, fields, signature or nil} and fields = {data, timeout, result_ttl,
+--          failure_ttl, description, tag}, to which the rest that is signed is added if the
+--          signature is asked for and there is no tag: three callbacks and the webhooks
 -- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
 -- A key of another type fails nothing: after a pop, that would lose jobs.
 -- What lacks a right does, so that somebody gives it.
@@ -59,11 +59,11 @@ end
 
 local signed = ARGV[6] ~= ''
 local names = {'data', 'timeout', 'result_ttl', 'failure_ttl', 'description', 'farpool'}
+local TTL, STATUS, SIGNATURE = 7, 8, 9
+names[TTL], names[STATUS] = 'ttl', 'status'
 if signed then
-  names[7] = 'farpool_signature'
+  names[SIGNATURE] = 'farpool_signature'
 end
-names[#names + 1] = 'ttl'
-names[#names + 1] = 'status'
 
 for k = 4, #KEYS do
   local queue = ARGV[k + 3]
@@ -72,7 +72,7 @@ for k = 4, #KEYS do
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
     local job = call('HMGET', key, unpack(names))
-    local ttl, status = job[#names - 1], job[#names]
+    local ttl, status, signature = job[TTL], job[STATUS], job[SIGNATURE]
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
     local sound = not job.err and string.match(id, '^[%w_-]+$')
@@ -88,16 +88,16 @@ for k = 4, #KEYS do
       if ttl and ttl ~= '' then
         redis.call('PERSIST', key)
       end
-      job[#names - 1], job[#names] = nil, nil
+      job[TTL], job[STATUS], job[SIGNATURE] = nil, nil, nil
       if signed and (not job[6] or job[6] == '') then
-        job[8], job[9], job[10], job[11] = unpack(call('HMGET', key, 'success_callback_name',
+        job[7], job[8], job[9], job[10] = unpack(call('HMGET', key, 'success_callback_name',
           'failure_callback_name', 'stopped_callback_name', 'webhooks'))
       end
       local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
       -- Producers of ours leave jobs that need more to RQ's, which do not set the tag.
-      reply[#reply + 1] = {id, execution, queue, job[6] and '' or lifecycle(key), job}
+      reply[#reply + 1] = {id, execution, queue, job[6] and '' or lifecycle(key), job, signature}
     end
   end
   limit = limit - #ids

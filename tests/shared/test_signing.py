@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 
 from farpool.shared import signing
 from farpool.shared.errors import ConfigError, SignatureError
-from farpool.shared.signing import FILE_VARIABLE, SECRET_VARIABLE, Signer
+from farpool.shared.signing import FILE_VARIABLE, SECRET_VARIABLE, Key, Signer
 
 OLD, NEW = b"an old secret that was long", b"a new secret that is longer"
 signer = Signer([NEW])
-parts = st.lists(st.binary(max_size=6), min_size=1, max_size=4)
+Job = tuple[str, tuple[bytes, ...], bytes]
+bits = st.binary(max_size=3)
+covered_fields = st.tuples(bits) | st.tuples(bits, bits, bits, bits, bits)
+jobs = st.tuples(st.text(max_size=3), covered_fields, bits)
 
 
 @given(name=st.text(max_size=9), data=st.binary(), change=st.data())
@@ -35,20 +39,32 @@ def test_only_what_was_sealed_is_opened(name: str, data: bytes, change: st.DataO
         signer.open(name, data)
 
 
-@given(first=parts, second=parts)
-def test_no_two_things_have_the_same_signature(first: list[bytes], second: list[bytes]) -> None:
-    same = signer.sign(b"a", first) == signer.sign(b"a", second)
-    assert same == (first == second)
-    assert signer.sign(b"a", first) != signer.sign(b"b", first)
+@given(secret=st.binary(max_size=200), head=st.binary(), data=st.binary())
+def test_a_code_is_what_hmac_makes_of_it(secret: bytes, head: bytes, data: bytes) -> None:
+    assert Key(secret).code(head, data) == hmac.digest(secret, head + data, "sha256")
 
 
-@pytest.mark.parametrize("size", [0, signing._INLINE_BYTES - 1, signing._INLINE_BYTES, 1 << 20])
-def test_a_signature_does_not_depend_on_how_it_is_made(size: int) -> None:
-    data = bytes(size)
-    sealed = Signer([NEW]).seal("a", data)
-    assert signer.open("a", sealed) == data
-    with pytest.raises(SignatureError):
-        signer.open("a", sealed + b"\0")
+@given(first=jobs, second=jobs)
+def test_no_two_jobs_have_the_same_signature(first: Job, second: Job) -> None:
+    same = signer.sign_covered(*first) == signer.sign_covered(*second)
+    assert same == (meaning(first) == meaning(second))
+
+
+def meaning(job: Job) -> tuple[str, bytes, list[bytes], bytes]:
+    job_id, (tag, *called), data = job
+    return job_id, tag, called if any(called) else [], data
+
+
+@given(name=st.text(max_size=3), data=bits)
+def test_things_of_different_kinds_have_different_signatures(name: str, data: bytes) -> None:
+    job, called = (b"",), (b"", b"mail.send", b"", b"", b"")
+    made = (
+        signer.sign_covered(name, job, data),
+        signer.sign_covered(name, called, data),
+        signer.sign_outcome(name, data),
+        signer.sign_failure(name, data),
+    )
+    assert len(set(made)) == len(made)
 
 
 def test_keys_can_be_changed_without_a_stop() -> None:
