@@ -11,7 +11,7 @@ from rq import Queue
 
 from farpool.shared import keys
 from farpool.shared.broker import Broker
-from farpool.shared.broker.producers import number, readable
+from farpool.shared.broker.viewers import number, readable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rq.job import JobStatus
 from rq.results import Result
 
 from farpool.producer.outage import Outage
-from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, time_left
+from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, text_of_failure, time_left
 from farpool.shared import nesting, outcome
 from farpool.shared.broker import UNFINISHED, Broker
 from farpool.shared.errors import NoResultError, TimeoutError
@@ -100,4 +100,4 @@ class Job(SignedJob):
             (found,) = broker.outcomes(session, [self.id])
             if found is not None and outcome.is_error(found):
                 return outcome.error(found)
-        return outcome.error(outcome.of_text(result.exc_string or f"job {self.id} failed"))
+        return outcome.error(outcome.of_text(text_of_failure(result)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import reprlib
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -20,8 +19,9 @@ from rq.utils import parse_timeout
 
 from farpool.producer.group import Group
 from farpool.producer.job import Job
+from farpool.producer.job_data import Call
 from farpool.producer.session import Session
-from farpool.shared import functions, keys, payload, signing
+from farpool.shared import keys, payload, signing
 from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
 from farpool.shared.connection import connect, url_or_default
 from farpool.shared.errors import ConfigError, QueueFullError, ServerFullError, SignatureError
@@ -98,18 +98,19 @@ class Queue(RQQueue):
         """
         plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
         if not plain or not self._pickles:
-            if not isinstance(f, str) and _needs_value(f):
+            call = Call(f)
+            if call.head:
                 positional = tuple(kwargs.pop("args", None) or args)
                 if "kwargs" in kwargs:
                     kwargs.update(kwargs.pop("kwargs") or {})
-                args = (payload.dumps(f), *positional)
-                kwargs.setdefault("description", _describe(_name(f), positional, {}))
-                f = functions.BY_VALUE
+                args = (*call.head, *positional)
+                kwargs.setdefault("description", call.describe(positional, {}))
+                f = call.target
             return cast(Job, super().enqueue(cast(Any, f), *args, **kwargs))
         options = {name: kwargs.pop(name) for name in _BULK_OPTIONS.intersection(kwargs)}
         # Sessions of single jobs roll over, so that a long-lived queue's results can expire.
         session = f"{self._token}{int(time.time() / RESULT_SECONDS):x}"
-        call = _Call(f)
+        call = Call(f)
         job_id = f"{session}-{next(self._numbers)}"
         description = options.pop("description", None) or call.describe(args, kwargs)
         job = NewJob(job_id, call.data(args, kwargs), description)
@@ -159,7 +160,7 @@ class Queue(RQQueue):
         if unknown:
             raise TypeError(f"enqueue_map() takes no option {', '.join(sorted(unknown))}")
         session = Session(self._broker)
-        call = _Call(f)
+        call = Call(f)
         fixed = options.pop("description", None)
         jobs = []
         for item in iterable:
@@ -187,12 +188,12 @@ class Queue(RQQueue):
             self._check_room(len(datas))
             return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
-        calls: dict[Any, _Call] = {}
+        calls: dict[Any, Call] = {}
         parts: list[tuple[dict[str, Any], list[NewJob]]] = []
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
-                call = calls.get(data.func) or calls.setdefault(data.func, _Call(data.func))
+                call = calls.get(data.func) or calls.setdefault(data.func, Call(data.func))
                 args, kwargs = tuple(data.args or ()), data.kwargs or {}
                 description = data.description or call.describe(args, kwargs)
                 jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
@@ -289,43 +290,3 @@ def _options(data: EnqueueData) -> dict[str, Any]:
         "failure_ttl": data.failure_ttl, "at_front": data.at_front,
     }  # fmt: skip
     return {name: value for name, value in options.items() if value is not None}
-
-
-class _Call:
-    """Encodes calls of one function as RQ job data."""
-
-    def __init__(self, function: Callable[..., Any] | str) -> None:
-        self._head: tuple[Any, ...] = ()
-        self._instance: object = None
-        if isinstance(function, str):
-            self._target = self.name = function
-        elif _needs_value(function):
-            self.name = _name(function)
-            self._target = functions.BY_VALUE
-            self._head = (payload.dumps(function),)
-        else:
-            self._target = self.name = cast(str, functions.name_of(function))
-
-    def data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        return payload.dumps((self._target, self._instance, (*self._head, *args), kwargs))
-
-    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        return _describe(self.name, args, kwargs)
-
-
-def _needs_value(function: Callable[..., Any]) -> bool:
-    return functions.name_of(function) is None
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__name__
-
-
-def _describe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    shown = [_show(value) for value in args]
-    shown += [f"{key}={_show(value)}" for key, value in kwargs.items()]
-    return f"{name}({', '.join(shown)})"
-
-
-def _show(value: object) -> str:
-    return repr(value) if type(value) in (int, float, bool, type(None)) else reprlib.repr(value)

@@ -259,7 +259,14 @@ def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any,
         return _unreadable(job_id, error)
     if result.type == Result.Type.SUCCESSFUL:
         return outcome.of_result(result.return_value, main_by_value=True)[0]
-    return outcome.of_text(result.exc_string or f"job {job_id} failed")
+    return outcome.of_text(text_of_failure(result))
+
+
+def text_of_failure(result: Result) -> str:
+    """Return the traceback of a failed job, or what else ended it."""
+    if result.type == Result.Type.MAX_RETRIES_EXCEEDED:
+        return f"job {result.job_id} returned a Retry more often than its max allows"
+    return result.exc_string or f"job {result.job_id} failed"
 
 
 def _unreadable(job_id: str, error: Exception) -> bytes:

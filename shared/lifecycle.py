@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
-from rq import SimpleWorker
+from rq import Retry, SimpleWorker
 from rq.executions import Execution
 
 from farpool.shared import isolation, signing
@@ -22,9 +23,17 @@ from farpool.shared.signed_job import PlainSerializer, SignedJob
 _CLOCK_SECONDS = 30
 
 
+class _Worker(SimpleWorker):
+    """A stock worker that signs a result which no method of the job writes."""
+
+    def handle_job_retry(self, job: Any, queue: Any, retry: Retry, *rest: Any, **named: Any) -> Any:
+        job.sign_retry(retry)
+        return super().handle_job_retry(job, queue, retry, *rest, **named)
+
+
 @contextlib.contextmanager
 def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
-    worker = SimpleWorker(
+    worker = _Worker(
         queues, name=node, connection=connection(url), prepare_for_work=False,
         job_class=SignedJob, serializer=PlainSerializer if signing.from_environment() else None,
     )  # fmt: skip

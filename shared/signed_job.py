@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 from redis import Redis
 from rq.exceptions import NoSuchJobError
-from rq.job import Job
+from rq.job import Job, Retry
 from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
 from rq.utils import decode_redis_hash
 
@@ -174,6 +174,12 @@ class SignedJob(Job):
         if self._signer is not None:
             record = base64.b64encode(zlib.compress(exc_string.encode()))
             self._sign_result(pipeline, self._signer.sign_failure(self.id, record))
+
+    def sign_retry(self, retry: Retry) -> None:
+        """Sign what RQ records if this `Retry`, which the job returned, allows no further run."""
+        if self._signer is not None:
+            written = self.serializer.dumps(retry)
+            self._sign_result(self.connection, self._signer.sign_retry(self.id, written))
 
     def _sign_result(self, pipeline: Any, signature: bytes) -> None:
         pipeline.hset(self.key, signing.RESULT_FIELD, signature)

@@ -123,6 +123,10 @@ class Signer:
         """Return the signature of a failure's traceback, encoded as in RQ's stream of results."""
         return self._sign(_head(b"failure", job_id), record)
 
+    def sign_retry(self, job_id: str, written: bytes) -> bytes:
+        """Return the signature of the end of a job that asked for more runs than it may have."""
+        return self._sign(_head(b"retry", job_id), written)
+
     @staticmethod
     def signature_of(sealed: bytes) -> bytes:
         """Return the signature in what `seal` returned."""
@@ -145,6 +149,8 @@ class Signer:
         match fields.get(b"type"):
             case b"1" if failed is None:
                 right = self._accepts(signature, _head(b"sealed", job_id), _outcome(returned))
+            case b"5" if failed is None:
+                right = self._accepts(signature, _head(b"retry", job_id), _decoded(returned))
             case b"2" if returned is None:
                 right = self._accepts(signature, _head(b"failure", job_id), failed or b"")
             case _:
@@ -155,10 +161,12 @@ class Signer:
 
 
 def _outcome(value: bytes | None) -> bytes:
-    if value is None:
-        return outcome.NONE
+    return outcome.NONE if value is None else outcome.RESULT + _decoded(value)
+
+
+def _decoded(value: bytes | None) -> bytes:
     try:
-        return outcome.RESULT + base64.b64decode(value)
+        return base64.b64decode(value or b"")
     except ValueError:
         return b""
 

@@ -2,7 +2,7 @@
 
     queues --Claims.take--> Dispatcher (children) --results--> Finisher.flush--> Redis
 
-One thread runs the loop in `run`. All trouble with the server ends in `_outage`: the children go
+One thread runs the loop in `run`. All trouble with the server ends in `_back_off`: the children go
 on, results are kept, and the loop tries again. Only what its user may not do ends the node.
 """
 
@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from farpool.shared import outcome
 from farpool.shared.broker import Broker, NotRegisteredError
-from farpool.shared.connection import connect, is_refusal
+from farpool.shared.connection import connect
 from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
 from farpool.shared.events import Blocked
@@ -31,6 +31,7 @@ from farpool.worker.config import NodeConfig
 from farpool.worker.finisher import Finisher
 from farpool.worker.janitor import recover
 from farpool.worker.memory import LOOK_SECONDS, MemoryGuard
+from farpool.worker.outage import Outage
 from farpool.worker.registration import Registration
 from farpool.worker.waiter import Waiter
 
@@ -41,8 +42,6 @@ SUSPENDED_SECONDS = 1.0
 _LAST_WORD_SECONDS = 0.05
 _LOOK_SECONDS = 1.0
 """How often a node asks whether what it runs is still wanted."""
-_FIRST_BACKOFF = 0.05
-_MAX_BACKOFF = 1.0
 
 
 class Node:
@@ -69,12 +68,9 @@ class Node:
         self._nested = False
         self._queues_empty = False
         self._stop_at: float | None = None
-        self._backoff = 0.0
-        self._trouble = ""
-        self._away_since = 0.0
+        self._outage = Outage()
         self._said_busy = False
         # Monotonic times from which on each duty is due.
-        self._talk_at = 0.0
         self._claim_at = 0.0
         self._beat_at = 0.0
         self._announce_at = 0.0
@@ -180,7 +176,7 @@ class Node:
             due.append(max(self._announce_at - now, ANNOUNCE_SECONDS / 2))
         if self._may_claim() and self._dispatcher.wanted(self._claims.requested):
             due.append(self._claim_at - now)
-        patience = max(min(due), self._talk_at - now)
+        patience = max(min(due), self._outage.retry_at - now)
         if self._stop_at is not None:
             patience = min(patience, self._stop_at - now)
         return max(0.0, patience)
@@ -190,13 +186,13 @@ class Node:
     def _talk(self) -> None:
         """Do whatever is due with the server."""
         now = time.monotonic()
-        if now < self._talk_at:
+        if now < self._outage.retry_at:
             return
         try:
-            if self._backoff:
+            if self._outage:
                 self._reconcile()
                 # Leases of others may have ended only because nobody could renew any.
-                self._judge_at = now + min(self.config.lease, now - self._away_since)
+                self._judge_at = now + min(self.config.lease, now - self._outage.since)
             # First, because a full server takes this still while it takes no outcomes.
             self._keep_alive(now)
             self._record(now)
@@ -205,13 +201,11 @@ class Node:
             self._claim(now)
             if self._stop_at is not None:
                 self._hand_back()
-            if self._backoff:
-                self._backoff = 0.0
-                log.warning("the server answers again")
+            self._outage.end()
         except NotRegisteredError:
             self._register_again()
         except (RedisError, OSError) as error:
-            self._outage(error)
+            self._back_off(error)
 
     def _record(self, now: float) -> None:
         if self._crashes:
@@ -224,7 +218,7 @@ class Node:
             self._queues_empty = False
         # While results keep coming, the answers are left for the next turn and the server works
         # too; but not for longer, because a call may have to be sent again.
-        if self._backoff or not self._dispatcher.sent:
+        if self._outage or not self._dispatcher.sent:
             parents = self._finisher.finish()
         else:
             parents = self._finisher.settle(newest=not self._finisher.collecting)
@@ -321,19 +315,11 @@ class Node:
             self._registration.register_again()
             self._reconcile()
         except (RedisError, OSError) as error:
-            self._outage(error)
+            self._back_off(error)
 
-    def _outage(self, error: Exception) -> None:
-        if is_refusal(error):
-            raise error
-        if not self._backoff:
-            self._away_since = time.monotonic()
-        if not self._backoff or str(error) != self._trouble:
-            log.warning("trouble with the server, trying again: %s", error)
-        self._trouble = str(error)
-        self._backoff = min(_MAX_BACKOFF, max(_FIRST_BACKOFF, self._backoff * 2))
-        self._talk_at = time.monotonic() + self._backoff
-        self._beat_at = self._talk_at
+    def _back_off(self, error: Exception) -> None:
+        self._outage.note(error)
+        self._beat_at = self._outage.retry_at
         self._waiter.reset()
 
     def _shut_down(self) -> None:

@@ -58,6 +58,11 @@ def waiting_job(url: str, *args: Any, **options: Any) -> farpool.Job:
     return Queue(url=url).enqueue(tasks.add, *args, **options)
 
 
+def asking_job(url: str) -> farpool.Job:
+    callback = rq.Callback(tasks.on_success)
+    return Queue(url=url).enqueue(tasks.ask_again, on_success=callback, failure_ttl=600)
+
+
 def test_everything_works_with_a_secret(url: str, node: NodeProcess, tmp_path: Path) -> None:
     large = bytes(100_000)
     with Pool(url=url, initializer=len, initargs=(large,)) as pool:
@@ -225,6 +230,32 @@ def test_what_rq_keeps_beside_a_job_is_not_unpickled(
     assert retried.get(20) == 1
     assert "unserialized" in looking.get(20)
     assert "unserialized" in farpool.Job.fetch(retried.id, connection=client).meta
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("secret_known", [True, False])
+def test_a_job_that_asks_for_too_many_runs_fails_by_name(
+    url: str, start_node: Start, monkeypatch: pytest.MonkeyPatch, secret_known: bool
+) -> None:
+    if not secret_known:
+        monkeypatch.delenv(SECRET_VARIABLE)
+    start_node()
+    asking = asking_job(url)
+    for job in (asking, farpool.Job.fetch(asking.id, connection=asking.connection)):
+        with pytest.raises(farpool.RemoteError, match="a Retry more often than its max allows"):
+            job.get(20)
+    assert asking.get_status() == "failed"
+
+
+def test_a_forged_end_of_retries_is_not_unpickled(
+    url: str, client: Redis, node: NodeProcess, mark: Path, bomb: bytes
+) -> None:
+    job = asking_job(url)
+    wait_for(lambda: job.get_status() == "failed")
+    forged = {"type": "5", "return_value": base64.b64encode(bomb)}
+    client.xadd(keys.result_stream(job.id), cast(Any, forged))
+    with pytest.raises(SignatureError, match="altered"):
+        job.get(20)
     assert not mark.exists()
 
 

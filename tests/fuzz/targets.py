@@ -14,7 +14,7 @@ from farpool.producer.detached import read_record
 from farpool.producer.sender import read
 from farpool.shared import frames, outcome, payload
 from farpool.shared.broker.base import claim_in
-from farpool.shared.broker.producers import number
+from farpool.shared.broker.viewers import number
 from farpool.shared.errors import PayloadError
 from farpool.shared.jobs import Tag, claim_of
 

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rq import get_current_job
+from rq import Retry, get_current_job
 
 from farpool import Pool, Queue
 from farpool.shared.outbox import Outbox
@@ -154,6 +154,11 @@ def fail_once(marker: str) -> int:
         path.touch()
         raise ValueError("the first time")
     return os.getpid()
+
+
+def ask_again() -> Retry:
+    """Return what asks RQ for one more run, each time."""
+    return Retry(max=1)
 
 
 def on_success(job: Any, connection: Any, result: Any) -> None:
