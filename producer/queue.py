@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from redis import Redis
@@ -33,6 +33,8 @@ _RQ_OPTIONS = {
     "depends_on", "job_id", "meta", "retry", "repeat", "on_success", "on_failure", "on_stopped",
     "rate_limit", "webhooks", "pipeline", "unique", "args", "kwargs",
 }  # fmt: skip
+_Part = tuple[dict[str, Any], list[NewJob]]
+"""Options of `enqueue`, and the jobs that have them."""
 
 
 class Queue(RQQueue):
@@ -115,7 +117,7 @@ class Queue(RQQueue):
         description = options.pop("description", None) or call.describe(args, kwargs)
         job = NewJob(job_id, call.data(args, kwargs), description)
         tag = Tag(session)
-        self._push([job], tag, options, limit=self.max_queued)
+        self._push([(options, [job])], tag)
         return self._made(job, tag, options)
 
     def fetch_job(self, job_id: str) -> Job | None:
@@ -168,7 +170,7 @@ class Queue(RQQueue):
             description = fixed or call.describe(args, {})
             jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
         tag = Tag(session.id, announce=True)
-        self._push(jobs, tag, options, session.enqueue, limit=self.max_queued)
+        self._push([(options, jobs)], tag, session.enqueue)
         return Group(session, [job.id for job in jobs], self.connection)
 
     def enqueue_many(
@@ -189,7 +191,7 @@ class Queue(RQQueue):
             return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
         calls: dict[Any, Call] = {}
-        parts: list[tuple[dict[str, Any], list[NewJob]]] = []
+        parts: list[_Part] = []
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
@@ -198,10 +200,7 @@ class Queue(RQQueue):
                 description = data.description or call.describe(args, kwargs)
                 jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
             parts.append((options, jobs))
-        limit = self.max_queued
-        for options, jobs in parts:
-            self._push(jobs, Tag(session.id), options, limit=limit, together=len(datas))
-            limit = None
+        self._push(parts, Tag(session.id))
         return [Job(job.id, connection=self.connection) for _, jobs in parts for job in jobs]
 
     def enqueue_job(self, job: RQJob, *args: Any, **kwargs: Any) -> Job:
@@ -221,14 +220,32 @@ class Queue(RQQueue):
 
     def _push(
         self,
-        jobs: list[NewJob],
+        parts: Sequence[_Part],
         tag: Tag,
-        options: dict[str, Any],
         enqueue: Callable[..., None] | None = None,
-        *,
-        limit: int | None,
-        together: int = 0,
     ) -> None:
+        # What cannot be used is found before anything is sent.
+        calls = [(jobs, self._checked(options, jobs)) for options, jobs in parts]
+        total = sum(len(jobs) for jobs, _ in calls)
+        limit = self.max_queued
+        tried: list[tuple[list[NewJob], bool]] = []
+        try:
+            for jobs, checked in calls:
+                tried.append((jobs, checked["at_front"]))
+                (enqueue or self._broker.enqueue)(
+                    self.name, jobs, tag, max_queued=limit, together=total, **checked
+                )
+                limit = None
+        except OutOfMemoryError as error:
+            # They are sent in several steps, of which some may have been taken.
+            for jobs, at_front in tried:
+                self._broker.withdraw(self.name, [job.id for job in jobs], at_front=at_front)
+            raise ServerFullError(
+                f"the server has no memory left, so none of these {total} jobs is enqueued; "
+                "enqueue fewer, wait for results to expire, or raise its maxmemory"
+            ) from error
+
+    def _checked(self, options: dict[str, Any], jobs: list[NewJob]) -> dict[str, Any]:
         for job in jobs:
             payload.check_size("the call", len(job.data), MAX_PAYLOAD)
         timeout = parse_timeout(options.get("job_timeout"))
@@ -237,27 +254,13 @@ class Queue(RQQueue):
         ttl = parse_timeout(options.get("ttl"))
         if ttl is not None and ttl <= 0:
             raise ValueError("Job ttl must be greater than 0")
-        at_front = bool(options.get("at_front", False))
-        try:
-            (enqueue or self._broker.enqueue)(
-                self.name,
-                jobs,
-                tag,
-                timeout=timeout or self._default_timeout,
-                at_front=at_front,
-                ttl=ttl,
-                result_ttl=parse_timeout(options.get("result_ttl")),
-                failure_ttl=parse_timeout(options.get("failure_ttl")),
-                max_queued=limit,
-                together=together,
-            )
-        except OutOfMemoryError as error:
-            # They are sent in several steps, of which some may have been taken.
-            self._broker.withdraw(self.name, [job.id for job in jobs], at_front=at_front)
-            raise ServerFullError(
-                f"the server has no memory left, so none of these {len(jobs)} jobs is enqueued; "
-                "enqueue fewer, wait for results to expire, or raise its maxmemory"
-            ) from error
+        return {
+            "timeout": timeout or self._default_timeout,
+            "at_front": bool(options.get("at_front", False)),
+            "ttl": ttl,
+            "result_ttl": parse_timeout(options.get("result_ttl")),
+            "failure_ttl": parse_timeout(options.get("failure_ttl")),
+        }
 
     def _made(self, new: NewJob, tag: Tag, options: dict[str, Any]) -> Job:
         timeout = parse_timeout(options.get("job_timeout")) or self._default_timeout

@@ -54,6 +54,11 @@ def test_none_of_many_jobs_is_enqueued_if_not_all_are(server: EmbeddedServer) ->
             not {key for key in queue.connection.scan_iter() if queue.connection.ttl(key) < 0}
             - before
         )
+    large = Queue.prepare_data(tasks.kind, (os.urandom(1000),), at_front=True)
+    datas = [Queue.prepare_data(tasks.square, (3,)), *[large] * 10_000]
+    with pytest.raises(ServerFullError, match="none of these 10001 jobs is enqueued"):
+        queue.enqueue_many(datas)
+    assert len(queue) == 1
     fill(queue.connection)
     with pytest.raises(ServerFullError, match="none of these 1 jobs"):
         queue.enqueue(tasks.square, 3)

@@ -167,6 +167,13 @@ def test_what_is_too_large_is_refused(queue: Queue, monkeypatch: pytest.MonkeyPa
         queue.enqueue(tasks.say, "x" * 2000)
 
 
+def test_enqueue_many_enqueues_nothing_if_one_cannot_be(queue: Queue) -> None:
+    datas = [Queue.prepare_data(tasks.square, (1,)), Queue.prepare_data(tasks.square, (2,), ttl=-1)]
+    with pytest.raises(ValueError, match="ttl must be greater than 0"):
+        queue.enqueue_many(datas)
+    assert not queue.connection.keys("rq:job:*")
+
+
 def test_enqueue_many(queue: Queue) -> None:
     datas = [Queue.prepare_data(tasks.square, (n,)) for n in range(5)]
     datas.append(Queue.prepare_data(tasks.add, (1, 2), timeout=timedelta(seconds=60).seconds))
