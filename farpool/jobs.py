@@ -55,7 +55,7 @@ def enqueue(
 def _parse(argument: str) -> object:
     try:
         return json.loads(argument)
-    except ValueError:
+    except (ValueError, RecursionError):
         return argument
 
 

@@ -78,7 +78,7 @@ class Calls:
         Raises:
             ValueError: the chunk size is not positive.
         """
-        items = iterable if isinstance(iterable, list | tuple | range) else list(iterable)
+        items = iterable if isinstance(iterable, tuple | range) else list(iterable)
         sizes: Sizes
         if chunksize is None and not options.timeout:
             processes = self._backend.processes

@@ -99,7 +99,7 @@ class Items:
         self._sequence = iterator if isinstance(iterator, Sequence) else None
         self._iterator = iter(iterator)
         self._at = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What the iterator raised, after which there are no more items."""
 
     @property
@@ -119,6 +119,6 @@ class Items:
         if self.error is None:
             try:
                 return list(itertools.islice(self._iterator, count))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.error = error
         return []

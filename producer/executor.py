@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from farpool.producer.imap import IMapIterator
 from farpool.producer.options import Options, TaskOptions
 from farpool.producer.pool import Pool
 from farpool.producer.results import AsyncResult
@@ -68,7 +72,10 @@ class Executor(concurrent.futures.Executor):
         )
         self._pending: set[Future[Any]] = set()
         self._lock = threading.RLock()
+        self._unread: set[IMapIterator] = set()
+        """Results of maps that nobody has begun to read: those run to their end all the same."""
         self._shut_down = False
+        _running.add(self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn(*args, **kwargs)` in a worker process.
@@ -109,9 +116,11 @@ class Executor(concurrent.futures.Executor):
         self._check_running()
         items = zip(*iterables, strict=False)
         results = self._pool.istarmap(fn, items, chunksize, buffersize=buffersize, **self._options)
+        self._unread.add(results)
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def iterate() -> Iterator[T]:
+            self._unread.discard(results)
             with results:
                 while True:
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -139,6 +148,8 @@ class Executor(concurrent.futures.Executor):
             pending = list(self._pending) if cancel_futures else []
         for future in pending:
             future.cancel()
+        for results in list(self._unread) if cancel_futures else ():
+            results.close()
         self._pool.close()
         if wait:
             self._pool.join()
@@ -157,6 +168,20 @@ class Executor(concurrent.futures.Executor):
             self._pool.terminate()
         else:
             self.shutdown()
+
+
+_running: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish() -> None:
+    """Do what is left before the program ends, as the standard library's executors do."""
+    for executor in list(_running):
+        if not executor._shut_down:
+            executor.shutdown()
+
+
+os.register_at_fork(after_in_child=_running.clear)
 
 
 def _complete(future: Future[T], value: T) -> None:

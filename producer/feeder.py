@@ -63,12 +63,17 @@ class Feeder:
             self._until_sent(self.sender.store_function)
             while not self._send_some():
                 pass
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._sink._fail(error)
-        self._drop_unwanted()
-        self.finished = True
-        self.sender.release()
-        self._outstanding.changed()
+        except BaseException as error:
+            # Ctrl-C in the caller's own thread.
+            self._sink._fail(error)
+            raise
+        finally:
+            self._drop_unwanted()
+            self.finished = True
+            self.sender.release()
+            self._outstanding.changed()
 
     def _send_some(self) -> bool:
         """Wait for room, and send what fits; returns whether that was all."""

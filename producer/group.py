@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from redis import Redis
+from rq import Queue
 
 from farpool.producer.job import Job
 from farpool.producer.outage import Outage
@@ -22,11 +22,13 @@ class Group:
     live, so that each can also be fetched by its job's id.
     """
 
-    def __init__(self, session: Session, ids: Sequence[str], connection: Redis) -> None:
+    def __init__(self, session: Session, ids: Sequence[str], queue: Queue) -> None:
         self._session = session
         self._ids = list(ids)
-        self._connection = connection
+        self._queue = queue
         self._outcomes: dict[str, bytes] = {}
+        self._ended: list[str] = []
+        """The ids of the jobs that have ended, in that order."""
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -35,7 +37,12 @@ class Group:
         return (self[index] for index in range(len(self._ids)))
 
     def __getitem__(self, index: int) -> Job:
-        return Job(self._ids[index], connection=self._connection)
+        return self._job(self._ids[index])
+
+    def _job(self, job_id: str) -> Job:
+        job = Job(job_id, connection=self._queue.connection)
+        job.origin = self._queue.name
+        return job
 
     @property
     def ids(self) -> list[str]:
@@ -68,19 +75,24 @@ class Group:
             TimeoutError: not all have ended in time; those that have were yielded before.
         """
         for job_id in self._completions(timeout):
-            yield Job(job_id, connection=self._connection)
+            yield self._job(job_id)
 
     def _completions(self, timeout: float | None) -> Iterator[str]:
         deadline = deadline_of(timeout)
         outage = Outage()
-        yield from list(self._outcomes)
-        while len(self._outcomes) < len(self._ids):
+        seen = 0
+        while True:
+            # Others may wait for the same jobs, and collect some.
+            ended = self._ended[seen:]
+            seen += len(ended)
+            yield from ended
+            if seen == len(self._ids):
+                return
+            if not ended and time.monotonic() >= deadline:
+                raise TimeoutError(f"{seen} of {len(self._ids)} jobs ended in {timeout} seconds")
             found: list[tuple[str, bytes]] = []
             with nesting.waiting(), outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
                 found = self._session.wait(time_left(deadline, BLOCK_SECONDS))
             for job_id, data in found:
                 self._outcomes[job_id] = data
-            yield from (job_id for job_id, _ in found)
-            if not found and time.monotonic() >= deadline:
-                done = len(self._outcomes)
-                raise TimeoutError(f"{done} of {len(self._ids)} jobs ended in {timeout} seconds")
+                self._ended.append(job_id)

@@ -20,7 +20,8 @@ from farpool.producer.sender import Failure, error_of
 from farpool.producer.window import Window
 from farpool.shared.errors import TimeoutError
 
-_Entry = tuple[Any, BaseException | None]
+Entry = tuple[Any, BaseException | None]
+"""A value, or the exception in its place."""
 
 
 class Stream:
@@ -38,8 +39,8 @@ class Stream:
         self.sent = 0
         self._ordered = ordered
         self._changed = threading.Condition()
-        self._ready: deque[_Entry] = deque()
-        self._early: dict[int, list[_Entry]] = {}
+        self._ready: deque[Entry] = deque()
+        self._early: dict[int, list[Entry]] = {}
         self._next = 0
         self._handed_out = 0
         self._total: int | None = None
@@ -48,7 +49,7 @@ class Stream:
 
     def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
         """See `sender.Sink`."""
-        entries: list[_Entry] = [(value, None) for value in values]
+        entries: list[Entry] = [(value, None) for value in values]
         for index, failure in failures.items():
             entries[index] = None, error_of(failure)
         with self._changed:
@@ -91,20 +92,32 @@ class Stream:
 
     def next(self, timeout: float | None) -> Any:
         """Hand out the next result; see `IMapIterator.next`."""
+        entry = self.take(timeout)
+        if entry is None:
+            raise TimeoutError(f"no result after {timeout} seconds")
+        value, error = entry
+        if error is not None:
+            raise error
+        return value
+
+    def take(self, timeout: float | None) -> Entry | None:
+        """Hand out the next result and exception; None if there is none in `timeout` seconds.
+
+        Raises:
+            StopIteration: there are no more.
+            BaseException: the call has failed as a whole.
+        """
         with self._changed:
             self._changed.wait_for(self._has_next, timeout)
             if self._ready:
-                value, error = self._ready.popleft()
                 self._handed_out += 1
                 self.window.give(1)
-                if error is not None:
-                    raise error
-                return value
+                return self._ready.popleft()
             if self._handed_out == self._total:
                 raise StopIteration
             if self._failure is not None:
                 raise self._failure
-            raise TimeoutError(f"no result after {timeout} seconds")
+            return None
 
     def _has_next(self) -> bool:
         return bool(self._ready) or self._failure is not None or self._handed_out == self._total
@@ -167,11 +180,16 @@ class IMapIterator(Iterator[Any]):
             changed = loop.create_future()
             self._stream.when_changed(partial(wake, loop, changed))
             try:
-                return self.next(0)
-            except TimeoutError:
-                await changed
+                entry = self._stream.take(0)
             except StopIteration:
                 raise StopAsyncIteration from None
+            if entry is None:
+                await changed
+                continue
+            value, error = entry
+            if error is not None:
+                raise error
+            return value
 
     def close(self) -> None:
         """Drop the results that were not handed out, and the work that has not begun."""

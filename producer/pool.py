@@ -92,6 +92,7 @@ class Pool:
                 where, queue, processes, initializer, initargs, forward_output, grace
             )
         self._calls = Calls(self._backend)
+        self._pid = os.getpid()
         self._state = _RUN
         # Runs before multiprocessing joins its children at exit; it must not hold the pool.
         self._end = util.Finalize(self, self._calls.end, exitpriority=15)
@@ -338,6 +339,10 @@ class Pool:
         self._end()
 
     def _check_running(self) -> None:
+        if self._pid != os.getpid():
+            raise ValueError(
+                f"Pool not running here: process {self._pid} made it; make one after forking"
+            )
         if self._state != _RUN:
             raise ValueError("Pool not running")
         if self._calls.broken is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,7 @@ _RQ_OPTIONS = {
     "depends_on", "job_id", "meta", "retry", "repeat", "on_success", "on_failure", "on_stopped",
     "rate_limit", "webhooks", "pipeline", "unique", "args", "kwargs",
 }  # fmt: skip
+_EXPLICIT = {"args", "kwargs"}
 _Part = tuple[dict[str, Any], list[NewJob]]
 """Options of `enqueue`, and the jobs that have them."""
 
@@ -82,8 +84,7 @@ class Queue(RQQueue):
         if self._broker.signer is not None:
             # RQ's own code reads some jobs with RQ's Job, which checks no signature.
             self.serializer = guarded(self.serializer)
-        self._token = secrets.token_hex(6)
-        self._numbers = itertools.count()
+        self._pid = 0
 
     def enqueue(self, f: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Job:
         """Enqueue a call of `f`; takes every option of `rq.Queue.enqueue`.
@@ -98,27 +99,36 @@ class Queue(RQQueue):
             ServerFullError: the server has no memory left.
             QueueFullError: more than `max_queued` jobs would wait.
         """
-        plain = self._is_async and not _RQ_OPTIONS.intersection(kwargs)
-        if not plain or not self._pickles:
-            call = Call(f)
-            if call.head:
-                positional = tuple(kwargs.pop("args", None) or args)
-                if "kwargs" in kwargs:
-                    kwargs.update(kwargs.pop("kwargs") or {})
-                args = (*call.head, *positional)
-                kwargs.setdefault("description", call.describe(positional, {}))
-                f = call.target
-            return cast(Job, super().enqueue(cast(Any, f), *args, **kwargs))
-        options = {name: kwargs.pop(name) for name in _BULK_OPTIONS.intersection(kwargs)}
-        # Sessions of single jobs roll over, so that a long-lived queue's results can expire.
-        session = f"{self._token}{int(time.time() / RESULT_SECONDS):x}"
         call = Call(f)
-        job_id = f"{session}-{next(self._numbers)}"
-        description = options.pop("description", None) or call.describe(args, kwargs)
+        given = {
+            name: value
+            for name in (_BULK_OPTIONS | _RQ_OPTIONS).intersection(kwargs)
+            if (value := kwargs.pop(name)) is not None
+        }
+        if not _EXPLICIT.isdisjoint(given):
+            # As in rq, the call's arguments are these then, and only these.
+            args, kwargs = tuple(given.pop("args", ())), given.pop("kwargs", {})
+        if not self._is_async or not self._pickles or not _BULK_OPTIONS.issuperset(given):
+            given.setdefault("description", call.describe(args, kwargs) if call.head else None)
+            given |= {"args": (*call.head, *args), "kwargs": kwargs}
+            return cast(Job, super().enqueue(cast(Any, call.target if call.head else f), **given))
+        options = given
+        session, number = self._next_name()
+        job_id = f"{session}-{number}"
+        description = str(options.pop("description", "")) or call.describe(args, kwargs)
         job = NewJob(job_id, call.data(args, kwargs), description)
         tag = Tag(session)
         self._push([(options, [job])], tag)
         return self._made(job, tag, options)
+
+    def _next_name(self) -> tuple[str, int]:
+        """Return a session and a number that together were never used."""
+        if self._pid != os.getpid():
+            # A process that was forked goes on with names of its own.
+            self._pid, self._token = os.getpid(), secrets.token_hex(6)
+            self._numbers = itertools.count()
+        # Sessions of single jobs roll over, so that a long-lived queue's results can expire.
+        return f"{self._token}{int(time.time() / RESULT_SECONDS):x}", next(self._numbers)
 
     def fetch_job(self, job_id: str) -> Job | None:
         """Find a job of this queue; None also for one that is not signed, where there is a secret.
@@ -163,7 +173,7 @@ class Queue(RQQueue):
             raise TypeError(f"enqueue_map() takes no option {', '.join(sorted(unknown))}")
         session = Session(self._broker)
         call = Call(f)
-        fixed = options.pop("description", None)
+        fixed = str(options.pop("description", None) or "")
         jobs = []
         for item in iterable:
             args = tuple(item) if star else (item,)
@@ -171,7 +181,7 @@ class Queue(RQQueue):
             jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
         tag = Tag(session.id, announce=True)
         self._push([(options, jobs)], tag, session.enqueue)
-        return Group(session, [job.id for job in jobs], self.connection)
+        return Group(session, [job.id for job in jobs], self)
 
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
@@ -190,14 +200,14 @@ class Queue(RQQueue):
             self._check_room(len(datas))
             return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
-        calls: dict[Any, Call] = {}
+        calls: dict[int, Call] = {}
         parts: list[_Part] = []
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
-                call = calls.get(data.func) or calls.setdefault(data.func, Call(data.func))
+                call = calls.get(id(data.func)) or calls.setdefault(id(data.func), Call(data.func))
                 args, kwargs = tuple(data.args or ()), data.kwargs or {}
-                description = data.description or call.describe(args, kwargs)
+                description = str(data.description or call.describe(args, kwargs))
                 jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
             parts.append((options, jobs))
         self._push(parts, Tag(session.id))

@@ -124,10 +124,12 @@ class AsyncResult:
         return self.get(0)
 
     def _when_done(self, call: Callable[[], None]) -> None:
-        with self._lock:
-            if not self.ready():
-                self._waiting.append(call)
-                return
+        # Asked without the lock, because a detached result may settle by it.
+        if not self.ready():
+            with self._lock:
+                if not self._event.is_set():
+                    self._waiting.append(call)
+                    return
         call()
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
@@ -141,7 +143,7 @@ class AsyncResult:
         try:
             if call is not None:
                 call(value if error is None else error)
-        except Exception:
+        except (Exception, SystemExit):
             # The thread that calls it serves other calls too.
             log.exception("a callback failed")
         finally:

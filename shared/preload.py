@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterable, Sequence
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from typing import Any
 
 VARIABLE = "FARPOOL_PRELOAD"
@@ -36,5 +36,17 @@ def context(modules: Sequence[str] = ()) -> Any:
     return made
 
 
+def _forget_server() -> None:
+    """Let a forked process start a forkserver of its own; CPython would wait for its parent's.
+
+    See https://github.com/python/cpython/blob/v3.11.7/Lib/multiprocessing/forkserver.py.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
+
+
+os.register_at_fork(after_in_child=_forget_server)
 with contextlib.suppress(Exception, SystemExit):
     load(filter(None, os.environ.get(VARIABLE, "").split(",")))

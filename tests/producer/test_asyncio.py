@@ -65,3 +65,14 @@ def test_a_task_that_gives_up_waiting(where: str | None, tmp_path: Path) -> None
 
 async def result_of(result: AsyncResult) -> object:
     return await result
+
+
+def test_a_tasks_own_timeout_is_raised_where_it_stands(where: str | None, tmp_path: Path) -> None:
+    async def main() -> int:
+        async with Pool(2, url=where) as pool:
+            blocking = pool.imap(tasks.block, [str(tmp_path / "marker")], timeout=0.2)
+            with pytest.raises(TimeoutError):
+                await anext(blocking)
+            return sum([1 async for _ in blocking])
+
+    assert asyncio.run(main()) == 0

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -233,3 +234,13 @@ def test_a_result_that_nobody_asks_for_costs_nothing(pool: Pool, url: str) -> No
     result = pool.map_async(tasks.square, range(3), detached=True)
     assert isinstance(result, MapResult)
     assert result._collector is None  # type: ignore[attr-defined]
+
+
+def test_a_call_that_has_ended_is_awaited(pool: Pool, url: str) -> None:
+    async def found(call: str) -> object:
+        return await farpool.attach(call, url=url)
+
+    result: Any = pool.map_async(tasks.square, [1, 2], detached=True)
+    assert result.get(20) == [1, 4]
+    wait_for(lambda: farpool.attach(result.id, url=url).ready())
+    assert asyncio.run(found(result.id)) == [1, 4]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 
 from farpool import Executor, WorkerLostError
 from tests.support import tasks
+from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
 
 
@@ -116,3 +120,27 @@ def test_callbacks_of_futures_run_once(executor: Executor) -> None:
     called = threading.Event()
     executor.submit(tasks.square, 3).add_done_callback(lambda _: called.set())
     assert called.wait(20)
+
+
+PROGRAM = """
+import sys
+from farpool import Executor
+from tests.support import tasks
+
+if __name__ == "__main__":
+    url, noted = sys.argv[1:]
+    executor = Executor(1, url=url or None)
+    executor.map(tasks.append, [noted] * 200, map(str, range(200)))
+    executor.submit(tasks.append, noted, "last")
+"""
+
+
+def test_a_program_ends_when_its_calls_have(where: str | None, tmp_path: Path) -> None:
+    script, noted = tmp_path / "program.py", tmp_path / "noted"
+    script.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, script, where or "", noted],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(noted.read_text().split()) == sorted(["last", *map(str, range(200))])

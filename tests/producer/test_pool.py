@@ -127,6 +127,36 @@ def test_what_kills_pools_elsewhere(pool: Pool) -> None:
     assert pool.apply(tasks.square, (3,)) == 9
 
 
+def test_a_callback_that_exits_stops_nothing(pool: Pool) -> None:
+    with pool.imap(tasks.square, (sys.exit() for _ in range(1))) as ended:
+        assert pool.apply_async(tasks.square, (3,), callback=sys.exit).get(20) == 9
+        with pytest.raises(SystemExit):
+            ended.next(20)
+    assert pool.apply(tasks.square, (4,)) == 16
+
+
+def test_a_list_that_changes_meanwhile_is_taken_as_it_was(pool: Pool) -> None:
+    items = list(range(3000))
+    result = pool.map_async(tasks.square, items, chunksize=1)
+    items.clear()
+    assert result.get(60) == [n * n for n in range(3000)]
+
+
+def test_what_is_interrupted_while_it_is_sent_is_not_waited_for(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(batch: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._backend, "submit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.apply(tasks.square, (3,))
+    assert pool.apply(tasks.square, (4,)) == 16
+    pool.close()
+    pool.join()
+
+
 def test_a_callback_that_raises_stops_nothing(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
     result = pool.apply_async(tasks.square, (3,), callback=tasks.fail)
     assert result.get(20) == 9

@@ -10,6 +10,7 @@ import threading
 from datetime import timedelta
 from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -144,6 +145,26 @@ def test_enqueue_map(queue: Queue) -> None:
         queue.enqueue_map(tasks.fail, ["2", "1"]).get(10)
     with pytest.raises(TypeError, match="retry"):
         queue.enqueue_map(tasks.square, [1], retry=Retry(max=1))
+
+
+def test_several_may_wait_for_a_groups_jobs(queue: Queue) -> None:
+    group = queue.enqueue_map(tasks.square, range(20))
+    first = group.as_completed(20)
+    seen = [next(first).id]
+    assert group.get(20) == [n * n for n in range(20)]
+    assert sorted([*seen, *(job.id for job in first)]) == sorted(group.ids)
+    assert group[0].origin == "default"
+
+
+def test_arguments_and_options_are_told_apart(queue: Queue) -> None:
+    named = {"description": "hello", "meta": {"a": 1}, "x": 2}
+    assert queue.enqueue(lambda **given: given, kwargs=named).get(10) == named
+    assert queue.enqueue(lambda *given: given, args=(1,), meta={"b": 2}).get(10) == (1,)
+    assert queue.enqueue(tasks.add, args=(1,), kwargs={"b": 2}).get(10) == 3
+    odd: Any = 5
+    assert queue.enqueue(tasks.square, 2, description=odd, retry=None).description == "5"
+    with pytest.raises(ValueError, match="wrong"):
+        queue.enqueue(tasks.fail, args=("wrong",), depends_on=None).get(10)
 
 
 def test_a_group_in_time(queue: Queue, tmp_path: Path) -> None:
