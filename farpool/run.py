@@ -38,8 +38,10 @@ def install() -> None:
     base.Pool = make
     module: Any = multiprocessing
     module.Pool = module.context._default_context.Pool
-    pools: Any = multiprocessing.pool
-    pools.Pool = Pool
+    # What stands beside Pool in its module, such as ThreadPool, goes on with the one it knows.
+    pools: Any = ModuleType("multiprocessing.pool")
+    vars(pools).update(vars(multiprocessing.pool), Pool=Pool)
+    sys.modules["multiprocessing.pool"] = module.pool = pools
     sys.modules["__mp_main__"] = _MainOfChildren("__mp_main__")
 
 

@@ -34,6 +34,7 @@ _RQ_OPTIONS = {
     "depends_on", "job_id", "meta", "retry", "repeat", "on_success", "on_failure", "on_stopped",
     "rate_limit", "webhooks", "pipeline", "unique", "args", "kwargs",
 }  # fmt: skip
+_LONGEST_ID = 512
 _EXPLICIT = {"args", "kwargs"}
 _Part = tuple[dict[str, Any], list[NewJob]]
 """Options of `enqueue`, and the jobs that have them."""
@@ -217,8 +218,11 @@ class Queue(RQQueue):
         """Enqueue a job that was made by `create_job`; see `rq.Queue.enqueue_job`.
 
         Raises:
+            ValueError: its id is longer than nodes take.
             QueueFullError: more than `max_queued` jobs would wait.
         """
+        if len(job.id) > _LONGEST_ID:
+            raise ValueError(f"a job's id has at most {_LONGEST_ID} characters, not {len(job.id)}")
         self._check_room(1)
         return cast(Job, super().enqueue_job(job, *args, **kwargs))
 

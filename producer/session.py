@@ -210,10 +210,16 @@ class Session:
                 self._read += [job_id for job_id in ids if job_id not in self._unsure]
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
 
-    def _reconcile(self) -> None:
+    def look(self) -> list[tuple[str, bytes]]:
+        """Return what has ended by now, without waiting for anything to be overdue; see `wait`."""
+        self._reconcile(0.0)
+        found, self._found = self._found, []
+        return found
+
+    def _reconcile(self, patience: float = RECONCILE_SECONDS) -> None:
         """Look at every job whose outcome is overdue, and at what RQ's own tools did with it."""
         self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
-        overdue = time.monotonic() - RECONCILE_SECONDS
+        overdue = time.monotonic() - patience
         with self._lock:
             pending = [job_id for job_id, sent in self._pending.items() if sent <= overdue]
         if pending and not self._collected and not self._broker.served(self._queue):

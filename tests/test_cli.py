@@ -129,6 +129,11 @@ def test_run(node: NodeProcess, url: str, tmp_path: Path) -> None:
         assert all(line.startswith("[") for line in lines) == bool(arguments)
     module = farpool("run", "-m", "json.tool", "--help")
     assert module.stdout.startswith("usage: python -m json.tool")
+    script.write_text(
+        "from multiprocessing.dummy import Pool\n"
+        "print(type(Pool(1)).__name__, Pool(1).map(abs, [-1]))"
+    )
+    assert farpool("run", str(script)).stdout == "ThreadPool [1]\n"
     script.write_text("1 / 0")
     failed = farpool("run", str(script))
     assert failed.returncode == 1

@@ -77,8 +77,11 @@ class Finisher:
             self._add(claim, "recorded", reply.started, reply.seconds, b"", b"")
             return
         try:
-            what = "the chunk of results (see chunksize)" if claim.tag.chunk else "the result"
-            payload.check_size(what, len(body), MAX_PAYLOAD)
+            if claim.tag.chunk:
+                payload.check_size("the chunk of results (see chunksize)", len(body), MAX_PAYLOAD)
+            else:
+                # RQ's record of it is base64.
+                payload.check_size("the result", len(body), MAX_PAYLOAD // 4 * 3)
         except PayloadError as error:
             body, text = _error(error)
         if outcome.is_error(body):

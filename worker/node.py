@@ -103,6 +103,11 @@ class Node:
             ConfigError: a live worker has this node's name.
             ResponseError: the server's user lacks a right; others take over what is held.
         """
+        left = self._broker.leases().get(self.config.name)
+        if left is not None and left <= 0:
+            # A node of this name that is no more, whose lease this one is about to renew.
+            name, attempts = self.config.name, self.config.max_attempts
+            recover(self._broker, name, name, self._finisher, attempts)
         self._registration.register()
         log.info(
             "node %s: %d processes on queues %s",
@@ -328,6 +333,10 @@ class Node:
                 # What has ended, and was not told, is not to be run again.
                 self._take_results(_LAST_WORD_SECONDS)
         begun = self._dispatcher.begun()
+        for crashed, crash in self._crashes:
+            if crashed.tag.once:
+                self._claims.drop(crash.task)
+                self._finisher.crashed(crashed, crash, 1)
         self._waiter.reset()
         self._dispatcher.stop()
         for task in begun:

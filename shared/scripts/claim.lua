@@ -60,6 +60,7 @@ end
 local signed = ARGV[6] ~= ''
 local names = {'data', 'timeout', 'result_ttl', 'failure_ttl', 'description', 'farpool'}
 local TTL, STATUS, SIGNATURE = 7, 8, 9
+local LONGEST = 512 -- also in producer/queue.py
 names[TTL], names[STATUS] = 'ttl', 'status'
 if signed then
   names[SIGNATURE] = 'farpool_signature'
@@ -75,7 +76,7 @@ for k = 4, #KEYS do
     local ttl, status, signature = job[TTL], job[STATUS], job[SIGNATURE]
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
     -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
-    local sound = not job.err and string.match(id, '^[%w_-]+$')
+    local sound = not job.err and #id <= LONGEST and string.match(id, '^[%w_-]+$')
     local wanted = sound and job[1] and status ~= 'canceled' and status ~= 'started'
     if not sound then
       refused[#refused + 1] = id
@@ -97,7 +98,7 @@ for k = 4, #KEYS do
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
       -- Producers of ours leave jobs that need more to RQ's, which do not set the tag.
-      reply[#reply + 1] = {id, execution, queue, job[6] and '' or lifecycle(key), job, signature}
+      reply[#reply + 1] = {id, execution, queue, job[6] and job[6] ~= '' and '' or lifecycle(key), job, signature}
     end
   end
   limit = limit - #ids

@@ -26,7 +26,7 @@ end
 if call('TYPE', KEYS[3]).ok ~= 'hash' then
   call('DEL', KEYS[3])
 end
-local reply = {1, 0}
+local reply, kept = {1, 0}, {}
 local flat = call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
   local id = flat[i]
@@ -57,6 +57,7 @@ for i = 1, #flat, 2 do
     if attempts >= allowed then
       -- Still started: if the caller is lost too, it is not tried again.
       call('HSET', KEYS[3], id, 's ' .. execution .. ' ' .. queue)
+      kept[id] = true
       reply[#reply + 1] = {id, execution, queue, tag}
     elseif type(call('LPUSH', prefix .. ':queue:' .. queue, id)) == 'number' then
       call('HSET', job, 'status', 'queued')
@@ -65,10 +66,21 @@ for i = 1, #flat, 2 do
       -- Nowhere to go until its queue is a list again; not started, so that it costs no more.
       call('HSET', job, 'status', 'queued')
       call('HSET', KEYS[3], id, 'c ' .. execution .. ' ' .. queue)
+      kept[id] = true
     end
   end
 end
-call('ZREM', KEYS[1], lost)
+if KEYS[2] == KEYS[3] then
+  -- A node that takes over from one of its own name; until it renews the lease, others may too.
+  for i = 1, #flat, 2 do
+    if not kept[flat[i]] then
+      call('HDEL', KEYS[2], flat[i])
+    end
+  end
+else
+  call('ZREM', KEYS[1], lost)
+  call('DEL', KEYS[2])
+end
 -- Its entry among RQ's workers; a node that comes back registers anew.
 local worker = prefix .. ':worker:' .. lost
 local queues = call('HGET', worker, 'queues')
@@ -76,5 +88,5 @@ for queue in string.gmatch(type(queues) == 'string' and queues or '', '[^,]+') d
   call('SREM', prefix .. ':workers:' .. queue, worker)
 end
 call('SREM', prefix .. ':workers', worker)
-call('DEL', KEYS[2], KEYS[4], worker)
+call('DEL', KEYS[4], worker)
 return reply

@@ -16,6 +16,7 @@ from redis import Redis
 from farpool import Pool, Queue, WorkerLostError
 from farpool.producer.inspect import overview
 from farpool.shared import keys
+from farpool.shared.broker import Broker
 from tests.support import tasks
 from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
@@ -48,6 +49,22 @@ def start(url: str, client: Redis) -> Iterator[Start]:
 def is_alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
     return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
+
+
+def test_a_node_of_the_same_name_takes_over(start: Start, url: str, tmp_path: Path) -> None:
+    lost = start("same")
+    marker = tmp_path / "marker"
+    queue = Queue(url=url)
+    running = queue.enqueue(tasks.block, str(marker))
+    wait_for(marker.exists)
+    wait_for(lambda: running.is_started)
+    lost.kill()
+    marker.unlink()
+    wait_for(lambda: Broker(queue.connection).leases()["same"] <= 0)
+    start("same")
+    wait_for(marker.exists)
+    Path(f"{marker}.go").touch()
+    assert running.get(20) == "done"
 
 
 def test_a_killed_node_loses_nothing(start: Start, url: str, tmp_path: Path) -> None:

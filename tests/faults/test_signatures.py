@@ -247,6 +247,19 @@ def test_a_job_that_asks_for_too_many_runs_fails_by_name(
     assert asking.get_status() == "failed"
 
 
+def test_a_tag_that_is_empty_switches_nothing_off(
+    url: str, client: Redis, start_node: Start
+) -> None:
+    callback = rq.Callback(tasks.on_failure)
+    job = Queue(url=url).enqueue(tasks.fail, "bad", on_failure=callback)
+    client.hset(job.key, "farpool", "")
+    start_node()
+    with pytest.raises(farpool.RemoteError, match="bad"):
+        job.get(20)
+    assert client.getdel("called back") == b"bad"
+    job.delete()
+
+
 def test_a_forged_end_of_retries_is_not_unpickled(
     url: str, client: Redis, node: NodeProcess, mark: Path, bomb: bytes
 ) -> None:

@@ -156,6 +156,12 @@ def test_several_may_wait_for_a_groups_jobs(queue: Queue) -> None:
     assert group[0].origin == "default"
 
 
+def test_an_id_that_no_node_takes_is_refused(queue: Queue) -> None:
+    with pytest.raises(ValueError, match="at most 512 characters"):
+        queue.enqueue(tasks.square, 2, job_id="x" * 513)
+    assert queue.enqueue(tasks.square, 2, job_id="x" * 512).get(10) == 4
+
+
 def test_arguments_and_options_are_told_apart(queue: Queue) -> None:
     named = {"description": "hello", "meta": {"a": 1}, "x": 2}
     assert queue.enqueue(lambda **given: given, kwargs=named).get(10) == named
