@@ -68,13 +68,13 @@ class Claim(NamedTuple):
     id: str
     execution: str
     queue: str
-    data: bytes
-    timeout: bytes
-    result_ttl: bytes
-    failure_ttl: bytes
-    description: bytes
-    tag: Tag
-    lifecycle: bool
+    data: bytes = b""
+    timeout: bytes = b""
+    result_ttl: bytes = b""
+    failure_ttl: bytes = b""
+    description: bytes = b""
+    tag: Tag = Tag()
+    lifecycle: bool = False
     refused: str = ""
     """Why the job must not be run, because its signature is not right."""
 

@@ -17,6 +17,9 @@ SUSPENDED = f"{PREFIX}:suspended"
 NODES = f"{PREFIX}:farpool:nodes"
 """Sorted set: node name -> end of its lease (server time, seconds since the epoch)."""
 
+FOLLOW_UPS = f"{PREFIX}:farpool:follow_ups"
+"""Sorted set: id of an ended job that needs more of RQ's code -> when that is overdue."""
+
 QUARANTINE = f"{PREFIX}:farpool:quarantine"
 """List of JSON texts: what nodes have refused, the latest first."""
 

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from rq import Retry, SimpleWorker
+from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
+from rq.rate_limit import release_slot
 
-from farpool.shared import isolation, signing
+from farpool.shared import isolation, keys, signing
 from farpool.shared.current_job import connection
 from farpool.shared.errors import FarpoolError
 from farpool.shared.signed_job import PlainSerializer, SignedJob
@@ -52,13 +54,20 @@ def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
         worker.perform_job(job, worker.queues[0], execution)
 
 
-def enqueue_dependents(url: str, node: str, job_id: str) -> None:
-    """Enqueue the jobs that waited only for the finished job `job_id`."""
-    job = SignedJob.fetch(job_id, connection=connection(url))
-    with _worker(url, node, [job.origin]) as worker:
-        worker.queues[0].enqueue_dependents(job)
-        if job.get_status() == "finished" and job.result_ttl == 0:
-            job.delete()
+def follow_up(url: str, node: str, job_id: str) -> None:
+    """Enqueue the jobs that waited only for the ended job `job_id`, or for its rate limit's slot.
+
+    Done twice, it changes nothing more.
+    """
+    client = connection(url)
+    with contextlib.suppress(NoSuchJobError):
+        job = SignedJob.fetch(job_id, connection=client)
+        with _worker(url, node, [job.origin]) as worker:
+            worker.queues[0].enqueue_dependents(job)
+            release_slot(job)
+            if job.get_status() == "finished" and job.result_ttl == 0:
+                job.delete()
+    client.zrem(keys.FOLLOW_UPS, job_id)
 
 
 def maintain(url: str, node: str, queues: list[str]) -> None:

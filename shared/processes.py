@@ -24,11 +24,13 @@ from farpool.shared.errors import PayloadError
 from farpool.shared.events import Blocked, Broken, Event, Lost, Replied, Returned
 from farpool.shared.marks import Marks
 from farpool.shared.process import Process, describe_exit
+from farpool.shared.wakeup import Wakeup
 
 log = logging.getLogger("farpool.node")
 
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
+_RETRY_SECONDS = 1.0
 SPARE_SECONDS = 1.0
 """A child that is one too many is kept idle this long, in case that another is blocked."""
 _SPARES, _LEAST_SPARES = 4, 32
@@ -60,17 +62,29 @@ class ProcessPool:
         self._context: Any = context or preload.context(config.preload)
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
+        self._restart_at = 0.0
+        self._events: list[Event] = []
         self._leaving: list[Process] = []
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
-        self.watch(self._wake_read, self._woken)
+        self._wakeup = Wakeup()
+        self.wake = self._wakeup.wake
+        """Makes `poll` return; may be called from any thread and from a signal handler."""
+        self.watch(self._wakeup.sock, self._wakeup.clear)
 
     def start(self) -> None:
         """Start the children; they report for work through `poll`."""
         most = self.size + max(_LEAST_SPARES, _SPARES * self.size)
         while len(self.working()) < self.size and len(self.processes) < most:
             self._spawn()
+
+    def _restart(self) -> None:
+        """Start what is missing; if the machine has no room for it now, try again later."""
+        self._restart_at = 0.0
+        try:
+            self.start()
+        except (OSError, EOFError) as error:
+            # The latter is how the forkserver fails.
+            log.warning("no child process can be started now, trying again: %r", error)
+            self._restart_at = time.monotonic() + _RETRY_SECONDS
 
     def working(self) -> list[Process]:
         """Return the children whose tasks wait for no others; if too many, busy ones first."""
@@ -104,16 +118,6 @@ class ProcessPool:
         self._selector.register(entry, selectors.EVENT_READ, entry)
         self._selector.register(process.sentinel, selectors.EVENT_READ, entry)
 
-    def wake(self) -> None:
-        """Make `poll` return; may be called from any thread and from a signal handler."""
-        with contextlib.suppress(OSError):
-            self._wake_write.send(b"\0")
-
-    def _woken(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._wake_read.recv(4096):
-                pass
-
     def watch(self, sock: socket.socket, readable: Callable[[], None]) -> None:
         """Let `poll` return, and call `readable`, when there is something to read from `sock`."""
         self._selector.register(sock, selectors.EVENT_READ, readable)
@@ -141,8 +145,14 @@ class ProcessPool:
             self._selector.modify(process, events, process)
 
     def poll(self, timeout: float | None) -> list[Event]:
-        """Wait for children for up to `timeout` seconds; returns what happened."""
-        events: list[Event] = []
+        """Wait for children for up to `timeout` seconds; returns what happened.
+
+        What it has seen when something fails is returned by the next call.
+        """
+        if self._restart_at:
+            timeout = min(_RETRY_SECONDS if timeout is None else timeout, _RETRY_SECONDS)
+            if time.monotonic() >= self._restart_at:
+                self._restart()
         for key, mask in self._selector.select(timeout):
             if not isinstance(key.data, Process):
                 key.data()
@@ -155,9 +165,10 @@ class ProcessPool:
                 self._watch_writes(process)
             if mask & selectors.EVENT_READ:
                 died = key.fileobj is not process
-                events.extend(self._read(process, died))
+                self._events.extend(self._read(process, died))
         if len(self.processes) > self.size:
             self._let_go()
+        events, self._events = self._events, []
         return events
 
     def _let_go(self) -> None:
@@ -210,7 +221,7 @@ class ProcessPool:
             self._forget(process)
             if process.sent:
                 yield Returned(list(process.sent))
-            self.start()
+            self._restart()
         else:
             process.progressed = time.monotonic()
             task = process.answered(reply.token)
@@ -227,10 +238,7 @@ class ProcessPool:
         if blocked and self._config.url is not None:
             yield Returned(process.take_back())
             yield Blocked(process.pid)
-            try:
-                self.start()
-            except OSError as error:
-                log.warning("no process for the place of one whose task waits: %s", error)
+            self._restart()
 
     def _set_blocked(self, process: Process, blocked: bool) -> None:
         if process.blocked != blocked:
@@ -258,7 +266,7 @@ class ProcessPool:
                 self.broken = Broken(b"", f"{text}; the last {reason}")
                 yield self.broken
         if self.broken is None:
-            self.start()
+            self._restart()
 
     def _forget(self, process: Process) -> None:
         self.processes.remove(process)
@@ -295,5 +303,4 @@ class ProcessPool:
         self.processes.clear()
         self._leaving.clear()
         self._selector.close()
-        self._wake_read.close()
-        self._wake_write.close()
+        self._wakeup.close()

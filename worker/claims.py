@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from farpool.shared import frames
 from farpool.shared.broker import Broker
 from farpool.shared.call import Call
-from farpool.shared.jobs import Claim, Tag
+from farpool.shared.jobs import Claim
 
 ANNOUNCE_SECONDS = 0.05
 """A job is marked started in Redis once it has run this long; shorter ones never need to be."""
@@ -45,19 +45,21 @@ class Claims:
         self._max_attempts = max_attempts
         self._held: dict[str, Claim] = {}
         self._started: set[str] = set()
-        self._prefix = uuid.uuid4().hex[:12]
+        self.fence = _new_fence()
+        """What executions begin with; the server refuses requests with an earlier one."""
         self._count = 0
         self._calls: deque[tuple[Call[list[Claim] | None], int, str]] = deque()
         """Requests on their way: the call, the number of jobs, and how their executions begin."""
         self.doubtful = False
-        """Whether the server may yet serve a request whose answer nobody waits for any more."""
+        """Whether the server may have done what nobody heard of; `reconcile` is due after the
+        next heartbeat, which shows it the fence."""
         self.refused: list[Claim] = []
         """Jobs that are not to be run, because nobody with the secret has signed them."""
 
     def request(self, limit: int) -> None:
         """Ask the server for up to `limit` jobs; `receive` has the answer."""
         self._count += 1
-        execution = f"{self._prefix}{self._count:x}x"
+        execution = f"{self.fence}{self._count:x}x"
         call = self._broker.claim(self._node, self._queues, limit, execution)
         self._calls.append((call, limit, execution))
 
@@ -73,14 +75,7 @@ class Claims:
             NotRegisteredError: the node has no lease.
         """
         call, *_ = self._calls.popleft()
-        try:
-            claims = call.result()
-        except BaseException:
-            for other, *_ in self._calls:
-                other.abandon()
-            self._calls.clear()
-            self.doubtful = True
-            raise
+        claims = call.result()
         if claims is None:
             return None
         wanted = [claim for claim in claims if not claim.refused]
@@ -93,6 +88,14 @@ class Claims:
             self.refused += refused
         self._held.update((claim.execution, claim) for claim in wanted)
         return [self._task(claim) for claim in wanted]
+
+    def doubt(self) -> None:
+        """Wait for no answer any more, because some are lost; what comes late is refused."""
+        for call, *_ in self._calls:
+            call.abandon()
+        self._calls.clear()
+        self.fence = _new_fence()
+        self.doubtful = True
 
     def _task(self, claim: Claim) -> frames.Task:
         label = claim.description.partition(b"(")[0].decode("utf-8", "replace")
@@ -169,7 +172,7 @@ class Claims:
         if claims:
             self._broker.release(self._node, claims, max_attempts=self._max_attempts)
 
-    def reconcile(self, pending: Iterable[tuple[str, str]]) -> None:
+    def reconcile(self, pending: Iterable[tuple[str, str]]) -> list[Claim]:
         """Make what the server says that this node holds and what it knows the same.
 
         Claims that others have taken over are forgotten; those whose claiming was never
@@ -177,6 +180,9 @@ class Claims:
 
         Args:
             pending: (id, execution) of jobs whose end is on the way to the server.
+
+        Returns:
+            Jobs that have had all their attempts, which nobody has come to fail yet.
         """
         self.doubtful = False
         on_server = self._broker.claimed(self._node)
@@ -187,8 +193,17 @@ class Claims:
                 del self._held[key]
         self._release(
             [
-                Claim(job_id, execution, queue, b"", b"", b"", b"", b"", Tag(), False)
+                Claim(job_id, execution, queue)
                 for job_id, (execution, queue) in on_server.items()
                 if (job_id, execution) not in known and not execution.startswith(coming)
             ]
         )
+        return [
+            claim
+            for claim in self._broker.exhausted(self._node)
+            if (claim.id, claim.execution) not in known
+        ]
+
+
+def _new_fence() -> str:
+    return uuid.uuid4().hex[:12]

@@ -10,13 +10,15 @@ from farpool.worker.finisher import Finisher
 log = logging.getLogger("farpool.node")
 
 
-def recover(broker: Broker, node: str, lost: str, finisher: Finisher, max_attempts: int) -> None:
+def recover(
+    broker: Broker, node: str, lost: str, finisher: Finisher, max_attempts: int, fence: str = ""
+) -> None:
     """Take over what the node `lost` held, whose lease has ended, whatever ended it.
 
     What it had not started goes back to its queue uncharged; what it had started is charged an
     attempt, and failed through `finisher` once it has had `max_attempts`.
     """
-    recovered = broker.recover(node, lost, max_attempts)
+    recovered = broker.recover(node, lost, max_attempts, fence)
     if recovered is None:
         return
     released, exhausted = recovered

@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from types import FrameType
 
 from redis.exceptions import RedisError
@@ -137,6 +137,7 @@ class Node:
     # --- children --------------------------------------------------------------------------
 
     def _take_results(self, timeout: float) -> None:
+        broken = None
         for result in self._dispatcher.step(timeout):
             match result:
                 case Done(task):
@@ -157,9 +158,11 @@ class Node:
                 case Blocked():
                     self._nested = True
                 case _:
-                    reason = result.text.strip().rpartition("\n")[2]
-                    log.debug("%s", result.text)
-                    raise StartError(f"no child process can start: {reason}")
+                    broken = result
+        if broken is not None:
+            log.debug("%s", broken.text)
+            reason = broken.text.strip().rpartition("\n")[2]
+            raise StartError(f"no child process can start: {reason}")
 
     def _done(self, done: Done) -> None:
         claim = self._claims.drop(done.task)
@@ -195,7 +198,6 @@ class Node:
             return
         try:
             if self._outage:
-                self._reconcile()
                 # Leases of others may have ended only because nobody could renew any.
                 self._judge_at = now + min(self.config.lease, now - self._outage.since)
             # First, because a full server takes this still while it takes no outcomes.
@@ -229,9 +231,10 @@ class Node:
             parents = self._finisher.settle(newest=not self._finisher.collecting)
             if self._finisher.due_in(now) <= 0.0:
                 self._finisher.flush()
-        self._dispatcher.add(
-            self._claims.errand("enqueue_dependents", parent) for parent in parents
-        )
+        self._follow_up(parents)
+
+    def _follow_up(self, ids: Iterable[str]) -> None:
+        self._dispatcher.add(self._claims.errand("follow_up", job_id) for job_id in ids)
 
     def _may_claim(self) -> bool:
         return self._stop_at is None and (not self._queues_empty or self._waiter.found)
@@ -275,15 +278,15 @@ class Node:
             started = self._claims.started()
             self._beat_at = now + min(self.config.lease / 3, _LOOK_SECONDS if started else math.inf)
             self._said_busy = self._dispatcher.busy
-            lost_nodes, gone = self._registration.renew(self._said_busy, started)
-            self._kill_unwanted(gone)
+            beat = self._registration.renew(self._said_busy, started, self._claims.fence)
+            self._kill_unwanted(beat.gone)
+            self._follow_up(beat.follow_ups)
             if self._claims.doubtful:
                 self._reconcile()
             self._waiter.check()
-            for lost in lost_nodes if now >= self._judge_at else ():
-                recover(
-                    self._broker, self.config.name, lost, self._finisher, self.config.max_attempts
-                )
+            for lost in beat.lost if now >= self._judge_at else ():
+                name, attempts = self.config.name, self.config.max_attempts
+                recover(self._broker, name, lost, self._finisher, attempts, self._claims.fence)
 
     def _kill_unwanted(self, gone: Collection[str]) -> None:
         """End the processes that run what a pool does not wait for any more."""
@@ -308,7 +311,9 @@ class Node:
         self._claims.give_back(task for task in tasks if task.key)
 
     def _reconcile(self) -> None:
-        self._claims.reconcile(self._finisher.pending())
+        for claim in self._claims.reconcile(self._finisher.pending()):
+            reason = "a node that ran the task was lost"
+            self._finisher.lost(claim, reason, self.config.max_attempts)
         waiting = self._dispatcher.take_back()
         self._dispatcher.add(
             task for task in waiting if not task.key or self._claims.of(task) is not None
@@ -316,15 +321,17 @@ class Node:
 
     def _register_again(self) -> None:
         log.warning("node %s has lost its lease; registering again", self.config.name)
+        self._claims.doubt()
+        self._beat_at = 0.0
         try:
             self._registration.register_again()
-            self._reconcile()
         except (RedisError, OSError) as error:
             self._back_off(error)
 
     def _back_off(self, error: Exception) -> None:
         self._outage.note(error)
         self._beat_at = self._outage.retry_at
+        self._claims.doubt()
         self._waiter.reset()
 
     def _shut_down(self) -> None:

@@ -10,7 +10,7 @@ from rq import SimpleWorker
 from rq.worker import WorkerStatus
 
 from farpool.shared import keys
-from farpool.shared.broker import Broker, NotRegisteredError
+from farpool.shared.broker import Beat, Broker, NotRegisteredError
 from farpool.shared.errors import ConfigError
 from farpool.shared.jobs import Claim
 
@@ -63,18 +63,14 @@ class Registration:
         self._worker.register_birth()
         self._broker.lease(self._name, self._lease, self._processes)
 
-    def renew(self, busy: bool, started: Iterable[Claim]) -> tuple[list[str], list[str]]:
+    def renew(self, busy: bool, started: Iterable[Claim], fence: str) -> Beat:
         """Renew the lease, which covers all claims, and RQ's records of what was started.
-
-        Returns:
-            The names of nodes whose lease has ended, and the ids of started jobs that were
-            deleted or canceled.
 
         Raises:
             NotRegisteredError: the lease has ended and others took over, or the server is new.
         """
         ttl = self._worker.worker_ttl + 60
-        found = self._broker.heartbeat(self._name, self._lease, ttl, busy, started)
+        found = self._broker.heartbeat(self._name, self._lease, ttl, busy, started, fence)
         if found is None:
             raise NotRegisteredError(self._name)
         return found

@@ -8,7 +8,7 @@ from farpool.shared.broker.base import (
     RESULT_SECONDS,
     of_another_type,
 )
-from farpool.shared.broker.nodes import Completed, NodeBroker, NotRegisteredError
+from farpool.shared.broker.nodes import Beat, Completed, NodeBroker, NotRegisteredError
 from farpool.shared.broker.producers import UNFINISHED, LeaseEndedError, ProducerBroker
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "MAX_PAYLOAD",
     "RESULT_SECONDS",
     "UNFINISHED",
+    "Beat",
     "Broker",
     "Completed",
     "LeaseEndedError",

@@ -25,7 +25,7 @@ beyond the lease, so that a node's janitor always comes first."""
 MAX_PAYLOAD = 500 * 1024 * 1024
 """Bytes that a call or a result may take pickled; Redis refuses a string of 512 MB."""
 
-_CLAIM = re.compile(rb"[cs] ([\w-]+) (.+)", re.DOTALL)
+_CLAIM = re.compile(rb"[csx] ([\w-]+) (.+)", re.DOTALL)
 
 
 def text(raw: bytes) -> str:

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple, cast
 from redis.exceptions import ResponseError
 
 from farpool.shared import keys, payload
-from farpool.shared.broker.base import ABANDONED_SECONDS, RESULT_SECONDS, BaseBroker, is_text, text
+from farpool.shared.broker.base import (
+    ABANDONED_SECONDS,
+    RESULT_SECONDS,
+    BaseBroker,
+    claim_in,
+    is_text,
+    text,
+)
 from farpool.shared.broker.script import Script
 from farpool.shared.call import Call
 from farpool.shared.errors import FarpoolError
@@ -35,9 +42,20 @@ class Completed(NamedTuple):
     stale: int
     """Completions that came too late and were dropped."""
     depended: list[str]
-    """Ids of ended jobs on which others depend."""
+    """Ids of ended jobs that need a follow-up: others depend on them, or wait for their slot."""
     broken: list[str]
     """Ids of jobs whose keys hold something else than RQ's records; they have no outcome."""
+
+
+class Beat(NamedTuple):
+    """What a node hears with the renewal of its lease."""
+
+    lost: list[str]
+    """Names of nodes whose lease has ended."""
+    gone: list[str]
+    """Ids of its started jobs that were deleted or canceled."""
+    follow_ups: list[str]
+    """Ids of ended jobs whose follow-up is overdue."""
 
 
 def _completed(reply: list[Any]) -> Completed:
@@ -61,12 +79,13 @@ class NodeBroker(BaseBroker):
         """Take up to `limit` jobs for `node`, from the first queue first; None if suspended.
 
         Args:
-            execution: prefix of the execution ids, not used before.
+            execution: prefix of the execution ids, not used before; begins with the node's fence.
 
         Raises:
-            NotRegisteredError: (by the result) the node has no lease.
+            NotRegisteredError: (by the result) the node has no lease, or another fence.
         """
-        names = [keys.NODES, keys.claims(node), keys.SUSPENDED, *map(keys.queue, queues)]
+        names = [keys.NODES, keys.claims(node), keys.SUSPENDED, keys.worker(node)]
+        names += map(keys.queue, queues)
         signed = "1" if self.signer else ""
         args = [node, limit, keys.job(""), execution, keys.session(""), signed, *queues]
 
@@ -210,55 +229,74 @@ class NodeBroker(BaseBroker):
     def _recover(self) -> Script:
         return self._script("recover")
 
-    def recover(self, node: str, lost: str, max_attempts: int) -> tuple[int, list[Claim]] | None:
+    def recover(
+        self, node: str, lost: str, max_attempts: int, fence: str = ""
+    ) -> tuple[int, list[Claim]] | None:
         """Take over what a node held whose lease has ended.
+
+        Args:
+            fence: that of `node`; a call that comes when it has another one does nothing.
 
         Returns:
             The number of jobs given back to their queues, and those that have had all their
             attempts, now claimed by `node`; None if the lease has not ended after all.
         """
-        names = [keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost)]
-        state, *rest = cast(list[Any], self._recover(names, [keys.PREFIX, lost, max_attempts]))
+        names = [
+            keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost),
+            keys.worker(node),
+        ]  # fmt: skip
+        args = [keys.PREFIX, lost, max_attempts, fence]
+        state, *rest = cast(list[Any], self._recover(names, args))
         if state == 0:
             return None
         released, *jobs = rest
         return released, [
-            Claim(
-                text(job_id), text(execution), text(queue), b"", b"", b"", b"", b"",
-                Tag.decode(tag), False,
-            )
+            Claim(text(job_id), text(execution), text(queue), tag=Tag.decode(tag))
             for job_id, execution, queue, tag in jobs
-        ]  # fmt: skip
+        ]
+
+    def exhausted(self, node: str) -> list[Claim]:
+        """Return what a node holds and has to fail, because it has had all its attempts."""
+        claims = self._read(self.client.hgetall, keys.claims(node)) or {}
+        found = [claim_in(*field) for field in claims.items() if field[1].startswith(b"x ")]
+        return [
+            Claim(job_id, execution, queue, tag=Tag.decode(tag or b""))
+            for job_id, (execution, queue) in filter(None, found)
+            for tag in [self._read(self.client.hget, keys.job(job_id), "farpool")]
+        ]
 
     @cached_property
     def _heartbeat(self) -> Script:
         return self._script("heartbeat")
 
     def heartbeat(
-        self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim]
-    ) -> tuple[list[str], list[str]] | None:
+        self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim],
+        fence: str = "",
+    ) -> Beat | None:  # fmt: skip
         """Renew a node's lease for all it holds.
 
+        Args:
+            fence: from now on a request with another one is refused, however late it arrives.
+
         Returns:
-            The names of nodes whose lease has ended, and the ids of started jobs that were deleted
-            or canceled; None if this node must register (again).
+            None if this node must register (again).
         """
         names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
         args: list[Any] = [
             node, repr(lease), worker_ttl, iso(time.time()), "busy" if busy else "idle",
-            keys.PREFIX, ABANDONED_SECONDS,
+            keys.PREFIX, ABANDONED_SECONDS, fence,
         ]  # fmt: skip
         for claim in started:
             args += (claim.id, claim.execution, claim.queue)
         reply = cast(list[Any], self._heartbeat(names, args))
         if not reply:
             return None
-        lost, gone = reply
+        lost, gone, due = reply
         for name in lost:
             if not is_text(name):
                 # No node has such a name, so none is waited for or taken over from.
                 self.client.zrem(keys.NODES, name)
-        return [name.decode() for name in lost if is_text(name)], [i.decode() for i in gone]
+        return Beat(*([i.decode() for i in found if is_text(i)] for found in (lost, gone, due)))
 
     def lease(self, node: str, seconds: float, processes: int) -> None:
         """Give a node a lease, so that it may hold claims, and say how many processes it has."""

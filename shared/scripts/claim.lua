@@ -1,16 +1,20 @@
 #!lua flags=allow-oom
 -- Takes up to `limit` jobs from queues, the first queue first, and records who holds them in the
 -- same step, so that a job is always in a queue or in a claim.
--- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag, 4.. queues
--- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids,
+-- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag,
+--       4 RQ's hash of this worker, 5.. queues
+-- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids, which begins
+--       with the node's fence,
 --       5 prefix of the hashes of sessions, 6 "1" to return signatures, else "",
 --       then the name of each queue
--- Returns: {-1} the node has no lease and must register first; {0} workers are suspended;
+-- Returns: {-1} the node has no lease and must register first, or has put up another fence since
+--          it sent this and waits for it no more; {0} workers are suspended;
 --          {1, {id of what waited and is no job, ...}, job, ...} with each job = {id, execution,
 --          queue, lifecycle, fields, signature or nil} and fields = {data, timeout, result_ttl,
 --          failure_ttl, description, tag}, to which the rest that is signed is added if the
 --          signature is asked for and there is no tag: three callbacks and the webhooks
--- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started.
+-- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started, or
+-- "x ..." once it has had all its attempts and is to be failed.
 -- A key of another type fails nothing: after a pop, that would lose jobs.
 -- What lacks a right does, so that somebody gives it.
 local function call(...)
@@ -21,6 +25,10 @@ local function call(...)
   return reply
 end
 if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
+  return {-1}
+end
+local fence = call('HGET', KEYS[4], 'farpool_fence')
+if type(fence) == 'string' and string.sub(ARGV[4], 1, #fence) ~= fence then
   return {-1}
 end
 if redis.call('TYPE', KEYS[2]).ok ~= 'hash' then
@@ -66,8 +74,8 @@ if signed then
   names[SIGNATURE] = 'farpool_signature'
 end
 
-for k = 4, #KEYS do
-  local queue = ARGV[k + 3]
+for k = 5, #KEYS do
+  local queue = ARGV[k + 2]
   -- A queue that is no list has no jobs: the error is a table without any.
   local ids = limit > 0 and call('LPOP', KEYS[k], limit) or {}
   for _, id in ipairs(ids) do

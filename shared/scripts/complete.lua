@@ -13,7 +13,7 @@
 --       return value or the traceback, encoded as RQ does, or "", and the signature of that or ""
 --       how is "ok", "failed" or "recorded" (by RQ's code); chunks have complete_chunks.lua
 -- Returns: {number of completions that were dropped because they came too late,
---          {id of an ended job with dependents, ...},
+--          {id of an ended job that needs a follow-up: dependents, a slot of a rate limit, ...},
 --          {id of a job whose keys are not RQ's records, so that it has no outcome, ...}}
 -- A key of another type costs no more than what would be written there: what failed halfway would
 -- lose the outcomes of others.
@@ -29,8 +29,10 @@ local prefix, node = ARGV[1], ARGV[2]
 local epoch = tonumber(call('TIME')[1])
 local count = (#KEYS - 3) / 3
 local WIDTH, BASE = 14, 3
--- Whoever enqueues the dependents of a job needs it that long.
+-- Whoever does the follow-up of a job needs it that long.
 local DEPENDED_SECONDS = 60
+-- The caller does it at once; if that is lost, some node does it this much later.
+local FOLLOW_UP_SECONDS = 15
 
 local ids, dependents = {}, {}
 for i = 1, count do
@@ -97,8 +99,10 @@ local function record(i, a, ok)
     list[#list + 1] = epoch + keep
   end
   list[#list + 1] = id
-  if has_dependents then
+  local slot = not ok and call('HGET', job, 'rate_limit_key')
+  if has_dependents or type(slot) == 'string' and slot ~= '' then
     depended[#depended + 1] = id
+    call('ZADD', prefix .. ':farpool:follow_ups', epoch + FOLLOW_UP_SECONDS, id)
   end
   return true
 end
@@ -111,7 +115,7 @@ for i = 1, count do
   local rest = execution .. ' ' .. queue
   local started = live[i] == 's ' .. rest
 
-  if settled[id] or not started and live[i] ~= 'c ' .. rest then
+  if settled[id] or not started and live[i] ~= 'c ' .. rest and live[i] ~= 'x ' .. rest then
     -- Nobody's claim any more, or that of another execution, which stays.
     stale = stale + 1
   else

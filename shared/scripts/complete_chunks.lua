@@ -34,7 +34,7 @@ for i, id in ipairs(ids) do
   local execution = ARGV[a + 1]
   local rest = execution .. ' ' .. queue
   local started = live[i] == 's ' .. rest
-  if seen[id] or not started and live[i] ~= 'c ' .. rest then
+  if seen[id] or not started and live[i] ~= 'c ' .. rest and live[i] ~= 'x ' .. rest then
     -- Nobody's claim any more, or that of another execution, which stays.
     stale = stale + 1
   else

@@ -3,9 +3,10 @@
 -- KEYS: 1 leases of the nodes, 2 RQ's hash of this worker, 3 RQ's executions of this worker
 -- ARGV: 1 node, 2 seconds of lease, 3 seconds to keep the worker's hash, 4 time now as RQ writes
 --       it, 5 state ("busy" or "idle"), 6 RQ's key prefix, 7 seconds until RQ may take an
---       execution for abandoned, then for each started job: id, execution, queue
+--       execution for abandoned, 8 the node's fence: what it sends is to be refused when that has
+--       changed meanwhile; then for each started job: id, execution, queue
 -- Returns: {{name of a node whose lease has ended, ...}, {id of a started job that was deleted or
---          canceled, ...}}, or {} if the node is not registered (any more) and must register again
+--          canceled, ...}, {id of an ended job whose follow-up is overdue, ...}}, or {} if the node is not registered (any more) and must register again
 -- A key of another type costs no more than what would be written there.
 -- What lacks a right fails, so that somebody gives it.
 local function call(...)
@@ -23,12 +24,13 @@ if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string'
 end
 local exact = epoch + tonumber(now[2]) / 1e6
 redis.call('ZADD', KEYS[1], exact + tonumber(ARGV[2]), ARGV[1])
-redis.call('HSET', KEYS[2], 'last_heartbeat', ARGV[4], 'state', ARGV[5])
+redis.call('HSET', KEYS[2], 'last_heartbeat', ARGV[4], 'state', ARGV[5],
+  'farpool_fence', ARGV[8])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 local prefix, ttl = ARGV[6], tonumber(ARGV[7])
 local gone = {}
-for at = 8, #ARGV, 3 do
+for at = 9, #ARGV, 3 do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local status = call('HGET', prefix .. ':job:' .. id, 'status')
   if type(status) ~= 'string' or status == 'canceled' then
@@ -43,4 +45,13 @@ for at = 8, #ARGV, 3 do
     call('EXPIRE', prefix .. ':executions:' .. id, ttl + 60)
   end
 end
-return {call('ZRANGEBYSCORE', KEYS[1], '-inf', exact), gone}
+local key = prefix .. ':farpool:follow_ups'
+local due = call('ZRANGEBYSCORE', key, '-inf', epoch, 'LIMIT', 0, 100)
+if due.err then
+  due = {}
+end
+for _, id in ipairs(due) do
+  -- One node at a time tries.
+  call('ZADD', key, epoch + 60, id)
+end
+return {call('ZRANGEBYSCORE', KEYS[1], '-inf', exact), gone, due}

@@ -3,9 +3,10 @@
 -- head of its queue uncharged, what it had started is charged one attempt. A job that may run at
 -- most once counts as started, because short ones are never announced.
 -- KEYS: 1 leases of the nodes, 2 claims of the lost node, 3 claims of the calling node,
---       4 RQ's executions of the lost node
--- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts of a job whose producer said nothing of it
--- Returns: {0} the lease has not ended after all; {1, jobs given back, exhausted, ...} with each
+--       4 RQ's executions of the lost node, 5 RQ's hash of the calling worker
+-- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts of a job whose producer said nothing of it,
+--       4 the caller's fence, or "" if it has none yet
+-- Returns: {0} the lease has not ended after all, or the caller waits for this call no more; {1, jobs given back, exhausted, ...} with each
 --          exhausted job = {id, execution, queue, tag}, now claimed by the caller, to be failed
 -- A key of another type costs no more than what would be written there: what failed halfway would
 -- leave jobs in two places.
@@ -17,7 +18,10 @@ local function call(...)
   end
   return reply
 end
-local prefix, lost = ARGV[1], ARGV[2]
+local prefix, lost, fence = ARGV[1], ARGV[2], ARGV[4]
+if fence ~= '' and call('HGET', KEYS[5], 'farpool_fence') ~= fence then
+  return {0}
+end
 local lease = call('ZSCORE', KEYS[1], lost)
 local now = call('TIME')
 if type(lease) == 'string' and tonumber(lease) > tonumber(now[1]) + tonumber(now[2]) / 1e6 then
@@ -30,7 +34,7 @@ local reply, kept = {1, 0}, {}
 local flat = call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
   local id = flat[i]
-  local state, execution, queue = string.match(flat[i + 1], '^([cs]) ([%w_-]+) (.+)$')
+  local state, execution, queue = string.match(flat[i + 1], '^([csx]) ([%w_-]+) (.+)$')
   local job = prefix .. ':job:' .. id
   -- What is no claim, or no job, holds up nothing else.
   local status = queue and call('HGET', job, 'status')
@@ -48,15 +52,14 @@ for i = 1, #flat, 2 do
     if allowed == 0 then
       allowed = tonumber(ARGV[3])
     end
-    local attempts = 0
-    if state == 's' or string.find(flags or '', 'm') then
+    local attempts = state == 'x' and allowed or 0
+    if state == 's' or state == 'c' and string.find(flags or '', 'm') then
       attempts = call('HINCRBY', job, 'farpool_attempts', 1)
       -- What is no number has been meddled with.
       attempts = type(attempts) == 'table' and allowed or attempts
     end
     if attempts >= allowed then
-      -- Still started: if the caller is lost too, it is not tried again.
-      call('HSET', KEYS[3], id, 's ' .. execution .. ' ' .. queue)
+      call('HSET', KEYS[3], id, 'x ' .. execution .. ' ' .. queue)
       kept[id] = true
       reply[#reply + 1] = {id, execution, queue, tag}
     elseif type(call('LPUSH', prefix .. ':queue:' .. queue, id)) == 'number' then

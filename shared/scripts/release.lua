@@ -3,7 +3,7 @@
 -- KEYS: 1 claims of this node, 2 RQ's executions of this worker
 -- ARGV: 1 RQ's key prefix, then for each job: id, execution, queue, and if its process was lost
 --       while it ran, which counts as an attempt, the attempts that it may have, else ""
--- Returns: {id, ...} of jobs that have had all their attempts; they stay claimed, to be failed
+-- Returns: {id, ...} of jobs that have had all their attempts; they stay claimed ("x"), to be failed
 -- A key of another type costs no more than what would be written there.
 -- What lacks a right fails, so that somebody gives it.
 local function call(...)
@@ -21,8 +21,19 @@ for at = #ARGV - 3, 2, -4 do
   local claim = call('HGET', KEYS[1], id)
   local rest = execution .. ' ' .. queue
   local started = claim == 's ' .. rest
-  if started or claim == 'c ' .. rest then
+  if claim == 'x ' .. rest then
+    if allowed ~= '' then
+      exhausted[#exhausted + 1] = id
+    end
+  elseif started or claim == 'c ' .. rest then
     local exhausts = false
+    if started then
+      local member = id .. ':' .. execution
+      call('ZREM', prefix .. ':wip:' .. queue, member)
+      call('DEL', prefix .. ':execution:' .. member)
+      call('ZREM', prefix .. ':executions:' .. id, execution)
+      call('SREM', KEYS[2], member)
+    end
     local status = call('HGET', job, 'status')
     -- Any other status means that RQ's maintenance or a user decided meanwhile.
     local wanted = status == 'queued' or status == 'started'
@@ -32,6 +43,7 @@ for at = #ARGV - 3, 2, -4 do
       exhausts = type(attempts) == 'table' or attempts >= tonumber(allowed)
     end
     if exhausts then
+      call('HSET', KEYS[1], id, 'x ' .. rest)
       exhausted[#exhausted + 1] = id
     else
       if wanted and type(call('LPUSH', prefix .. ':queue:' .. queue, id)) ~= 'number' then
@@ -39,13 +51,6 @@ for at = #ARGV - 3, 2, -4 do
         call('HSET', KEYS[1], id, 'c ' .. rest)
       else
         call('HDEL', KEYS[1], id)
-      end
-      if started then
-        local member = id .. ':' .. execution
-        call('ZREM', prefix .. ':wip:' .. queue, member)
-        call('DEL', prefix .. ':execution:' .. member)
-        call('ZREM', prefix .. ':executions:' .. id, execution)
-        call('SREM', KEYS[2], member)
       end
       if wanted then
         call('HSET', job, 'status', 'queued')

@@ -20,6 +20,7 @@ from farpool.shared.broker import Broker
 from tests.support import tasks
 from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
+from tests.support.transitions import complete, completion, take
 from tests.support.waiting import wait_for
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
@@ -65,6 +66,22 @@ def test_a_node_of_the_same_name_takes_over(start: Start, url: str, tmp_path: Pa
     wait_for(marker.exists)
     Path(f"{marker}.go").touch()
     assert running.get(20) == "done"
+
+
+def test_the_follow_up_of_a_job_outlives_its_node(start: Start, url: str, client: Redis) -> None:
+    queue, broker = Queue("low", url=url), Broker(client)
+    first = queue.enqueue(tasks.square, 2)
+    second = queue.enqueue(tasks.square, 3, depends_on=first)
+    broker.lease("lost", 60, 1)
+    [claim] = take(broker, "lost")
+    complete(broker, "lost", completion(claim))
+    broker.end_lease("lost")
+    client.delete(keys.worker("lost"))
+    client.zincrby(keys.FOLLOW_UPS, -60, first.id)
+    start("next")
+    wait_for(lambda: not client.exists(keys.FOLLOW_UPS))
+    assert second.get_status() == "queued"
+    second.delete()
 
 
 def test_a_killed_node_loses_nothing(start: Start, url: str, tmp_path: Path) -> None:

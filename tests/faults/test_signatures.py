@@ -283,7 +283,7 @@ def test_maintenance_unpickles_nothing(
     registry = StartedJobRegistry(queue=queue)
     client.zadd(registry.key, {f"{lost.id}:x": time.time() - 100})
     lifecycle.maintain(url, "a", ["default"])
-    lifecycle.enqueue_dependents(url, "a", parent.id)
+    lifecycle.follow_up(url, "a", parent.id)
     assert not mark.exists()
     assert dependent.get_status() == "deferred"
     for job in (lost, dependent, parent):

@@ -21,7 +21,7 @@ from rq.rate_limit import RateLimit, RateLimitRegistry
 from rq.registry import FailedJobRegistry
 from rq.results import Result
 
-from farpool import Job, NotFailedError, Queue
+from farpool import Job, NotFailedError, Queue, RemoteError
 from farpool.producer.failures import Failures
 from farpool.shared import keys
 from farpool.shared.call import exchange
@@ -291,6 +291,20 @@ def test_a_job_of_a_group_of_rqs(failures: Failures, client: Redis) -> None:
     assert failures.delete([bad.id]) == []
     assert client.smembers(group.key) == {good.id.encode()}
     client.delete(group.key, group.REDIS_GROUP_KEY)
+
+
+def test_the_slot_of_a_lost_job_is_free_at_once(node: NodeProcess, client: Redis, url: str) -> None:
+    queue = Queue(url=url)
+    limit = RateLimit("lost", 1)
+    lost = queue.enqueue(tasks.die, "SIGKILL", rate_limit=limit)
+    after = queue.enqueue(tasks.square, 3, rate_limit=limit)
+    assert after.get(20) == 9
+    with pytest.raises(RemoteError, match="WorkerLostError"):
+        lost.get(20)
+    wait_for(lambda: not client.exists(keys.FOLLOW_UPS))
+    registry = RateLimitRegistry("lost", client)
+    registry.cleanup()
+    lost.delete()
 
 
 def test_a_rate_limit_holds(

@@ -312,6 +312,43 @@ def test_whom_a_death_is_charged_to(garbled: bool, charged: str) -> None:
     assert "".join(task.key for task in child.charged()) == charged
 
 
+def test_a_machine_that_is_full_for_a_while_costs_no_result(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = start(1)
+    wait_ready(dispatcher)
+    spawn, refusals = dispatcher.pool._spawn, [BlockingIOError("no room"), EOFError("no room")]
+
+    def spawn_later() -> None:
+        if refusals:
+            raise refusals.pop()
+        spawn()
+
+    monkeypatch.setattr(dispatcher.pool, "_spawn", spawn_later)
+    dispatcher.add([task(tasks.die, "SIGKILL", key="lost"), task(tasks.add, 1, key="later")])
+    results = finish(dispatcher)
+    assert [result.task.key for result in results if isinstance(result, Crashed)] == ["lost"]
+    assert set(values(results)) == {"later"}
+    assert not refusals
+
+
+def test_what_was_heard_before_something_failed_is_told_after_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = start(1)
+    wait_ready(dispatcher)
+    pool = dispatcher.pool
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "_restart", lambda: operator.truediv(1, 0))
+        dispatcher.add([task(tasks.die, "SIGKILL", key="lost")])
+        with pytest.raises(ZeroDivisionError):
+            finish(dispatcher)
+    [crashed] = dispatcher.step(0)
+    assert isinstance(crashed, Crashed)
+    assert crashed.task.key == "lost"
+    pool.start()
+
+
 def test_an_idle_child_that_is_killed_is_replaced_and_nobody_is_told(start: Start) -> None:
     dispatcher = start(1)
     [pid] = pids(dispatcher)

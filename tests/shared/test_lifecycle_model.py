@@ -47,7 +47,7 @@ def reach(machine: Lifecycle, state: str, tag: Tag) -> tuple[str, Claim] | None:
     machine.enqueue(1, tag, False, 2)
     taken = None
     if state not in ("queued", "canceled", "gone"):
-        found: Any = machine.claim("a", 1)
+        found: Any = machine.claim("a", 1, False)
         [taken] = found.values
     if state in ("started", "exhausted"):
         machine.start(taken)
@@ -75,7 +75,7 @@ def call(machine: Lifecycle, name: str, after: str, tag: Tag, taken: Any) -> Non
         case "claim.lua":
             if after == "gone":
                 machine.end_session()
-            machine.claim("a", 1)
+            machine.claim("a", 1, False)
         case "start.lua":
             machine.start(taken)
             machine.start(taken)
@@ -84,13 +84,13 @@ def call(machine: Lifecycle, name: str, after: str, tag: Tag, taken: Any) -> Non
         case "release.lua":
             machine.release(taken, taken, after == "exhausted")
             if after == "queued":
-                machine.claim("b", 1)
+                machine.claim("b", 1, False)
             if after != "exhausted":
                 machine.complete(taken, taken, False)
                 machine.release(taken, taken, True)
         case "recover.lua":
             machine.fall_silent("a")
-            machine.recover("b", "a", 2)
+            machine.recover("b", "a", 2, False)
             machine.complete(taken, taken, False)
         case "Broker.cancel":
             machine.cancel_chunk(0)

@@ -46,6 +46,10 @@ class Ledger(RuleBasedStateMachine):
             registration.register()
         self.leases = dict.fromkeys(NODES, True)
         """Of each node that is registered, whether its lease goes on."""
+        self.fences = {node: [f"{node}000"] for node in NODES}
+        """All that a node ever had, the present one last."""
+        self.shown: dict[str, str] = {}
+        """Of each node that has renewed its lease, the fence that the server knows."""
         self.session = False
         self.jobs: dict[str, Expected] = {}
         self.waiting: list[str] = []
@@ -61,6 +65,10 @@ class Ledger(RuleBasedStateMachine):
             assert (before, call, after) in self.allowed
             self.made.add((before, call, after))
         self.states[name] = after
+
+    def fence(self, node: str, late: bool) -> str:
+        """Return what a node's call begins with, which may be one that it sent long ago."""
+        return self.fences[node][0 if late else -1]
 
     def holds(self, node: str, claim: Claim) -> bool:
         job = self.jobs[claim.id]
@@ -127,5 +135,7 @@ class Ledger(RuleBasedStateMachine):
     def teardown(self) -> None:
         for node, registration in self.registrations.items():
             self.broker.release(node, held(self.broker, node), max_attempts=ATTEMPTS)
+            # What is to be failed does not go back.
+            self.client.delete(keys.claims(node))
             registration.unregister()
         self.client.delete(keys.session(LEASED.session))

@@ -102,10 +102,11 @@ class Lifecycle(Ledger):
 
     # --- nodes -----------------------------------------------------------------------------
 
-    @rule(target=claims, node=nodes, limit=st.integers(1, 6))
-    def claim(self, node: str, limit: int) -> Any:
-        call = self.broker.claim(node, [QUEUE], limit, f"x{next(self.numbers)}x")
-        if node not in self.leases:
+    @rule(target=claims, node=nodes, limit=st.integers(1, 6), late=st.booleans())
+    def claim(self, node: str, limit: int, late: bool) -> Any:
+        fence = self.fence(node, late)
+        call = self.broker.claim(node, [QUEUE], limit, f"{fence}{next(self.numbers)}x")
+        if node not in self.leases or self.shown.get(node, fence) != fence:
             with pytest.raises(NotRegisteredError):
                 call.result()
             return multiple()
@@ -182,13 +183,17 @@ class Lifecycle(Ledger):
             job = self.jobs[claim.id]
             if not self.holds(node, claim):
                 continue
-            if job.status not in ("queued", "started"):
+            if job.exhausted:
+                # It stays, to be failed; a repeated call hears so again.
+                if lost:
+                    exhausted.add(claim.id)
+            elif job.status not in ("queued", "started"):
                 job.let_go()
             else:
                 job.attempts += lost
                 if lost and job.attempts >= (job.tag.attempts or ATTEMPTS):
                     exhausted.add(claim.id)
-                    job.exhausted = True
+                    job.exhausted, job.recorded = True, False
                 else:
                     self.put_back(claim.id)
             self.note(claim.id, "release.lua")
@@ -201,29 +206,39 @@ class Lifecycle(Ledger):
             self.client.zadd(keys.NODES, {node: time.time() - 1})
             self.leases[node] = False
 
-    @rule(node=nodes, busy=st.booleans(), taken=st.lists(claims, max_size=3))
-    def renew(self, node: str, busy: bool, taken: list[tuple[str, Claim]]) -> None:
+    @rule(
+        node=nodes,
+        busy=st.booleans(),
+        taken=st.lists(claims, max_size=3),
+        doubtful=st.booleans(),
+    )
+    def renew(self, node: str, busy: bool, taken: list[tuple[str, Claim]], doubtful: bool) -> None:
+        if doubtful:
+            self.fences[node].append(f"{node}{next(self.numbers):03}")
+        fence = self.fence(node, False)
         registration = self.registrations[node]
         shown = [claim for _, claim in taken]
         if node in self.leases:
-            lost, gone = registration.renew(busy, shown)
-            self.leases[node] = True
+            lost, gone, _ = registration.renew(busy, shown, fence)
+            self.leases[node], self.shown[node] = True, fence
             assert sorted(lost) == [name for name in NODES if self.leases.get(name) is False]
             over = (None, "canceled")
             assert gone == [claim.id for claim in shown if self.jobs[claim.id].status in over]
         else:
             with pytest.raises(NotRegisteredError):
-                registration.renew(busy, shown)
+                registration.renew(busy, shown, fence)
             registration.register_again()
+            self.shown.pop(node, None)
             self.leases[node] = True
 
     @precondition(lambda self: self.leases)
-    @rule(target=claims, heir=nodes, lost=nodes, times=st.integers(1, 2))
-    def recover(self, heir: str, lost: str, times: int) -> Any:
+    @rule(target=claims, heir=nodes, lost=nodes, times=st.integers(1, 2), late=st.booleans())
+    def recover(self, heir: str, lost: str, times: int, late: bool) -> Any:
         if heir not in self.leases or heir == lost:
             return multiple()
-        found = self.broker.recover(heir, lost, ATTEMPTS)
-        if self.leases.get(lost):
+        fence = self.fence(heir, late) if heir in self.shown else ""
+        found = self.broker.recover(heir, lost, ATTEMPTS, fence)
+        if self.leases.get(lost) or self.shown.get(heir, "") != fence:
             assert found is None
             return multiple()
         assert found is not None
@@ -239,7 +254,7 @@ class Lifecycle(Ledger):
             if job.status not in ("queued", "started"):
                 job.let_go()
             else:
-                charged = job.started or job.tag.once
+                charged = (job.started or job.tag.once) and not job.exhausted
                 job.attempts += charged
                 allowed = job.tag.attempts or ATTEMPTS
                 if job.attempts >= allowed:

@@ -33,7 +33,7 @@ _executions = (f"x{number}x" for number in itertools.count())
 def held(broker: Broker, node: str) -> list[Claim]:
     """What a node holds, as a node that has forgotten all but the server's word."""
     return [
-        Claim(job_id, execution, queue, b"", b"", b"", b"", b"", PLAIN, False)
+        Claim(job_id, execution, queue)
         for job_id, (execution, queue) in broker.claimed(node).items()
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,10 +10,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from farpool.shared import keys
-from farpool.shared.broker import Broker
+from farpool.shared.broker import Broker, NotRegisteredError
+from farpool.shared.jobs import Tag
 from farpool.worker.claims import Claims
 from farpool.worker.registration import Registration
-from tests.support.transitions import QUEUES, add
+from tests.support.transitions import QUEUES, add, complete, completion, take
 from tests.support.waiting import wait_for
 
 
@@ -56,9 +58,40 @@ def test_what_was_claimed_and_never_answered_goes_back(
     claims._calls[0][0]._connection.disconnect()
     with pytest.raises(ConnectionError):
         claims.receive()
-    # The server may come to it later still.
+    claims.doubt()
     assert (claims.doubtful, claims.requested) == (True, 0)
-    claims.reconcile([])
+    assert claims.reconcile([]) == []
     assert (claims.doubtful, claims.requested) == (False, 0)
     assert not broker.claimed("a")
     assert client.llen(keys.queue("low")) == 2
+
+
+def test_what_the_server_comes_to_late_is_refused(broker: Broker, claims: Claims) -> None:
+    add(broker, "a")
+    late, waited_for = claims.fence, broker.claim("a", QUEUES, 1, f"{claims.fence}0x")
+    assert [claim.id for claim in waited_for.result() or []] == ["a"]
+    claims.doubt()
+    claims.reconcile([])
+    broker.heartbeat("a", 60, 60, False, [], claims.fence)
+    with pytest.raises(NotRegisteredError):
+        broker.claim("a", QUEUES, 1, f"{late}1x").result()
+    assert broker.recover("a", "b", 1, late) is None
+    claims.request(1)
+    assert [task.job_id for task in claims.receive() or []] == ["a"]
+    claims.give_back_all()
+
+
+def test_what_was_to_be_failed_is_when_the_answer_was_lost(broker: Broker, claims: Claims) -> None:
+    once = Tag("5e55", announce=True, once=True, attempts=1)
+    add(broker, "a", tag=once)
+    broker.lease("lost", 60, 1)
+    take(broker, "lost")
+    broker.client.zadd(keys.NODES, {"lost": time.time() - 1})
+    broker.recover("a", "lost", 3)
+    [exhausted] = claims.reconcile([])
+    assert (exhausted.id, exhausted.queue, exhausted.tag) == ("a", "low", once)
+    # It has not gone back to be run again, and is told until its end is on the way.
+    assert broker.claimed("a") == {"a": (exhausted.execution, "low")}
+    assert claims.reconcile([]) == [exhausted]
+    assert claims.reconcile([("a", exhausted.execution)]) == []
+    assert complete(broker, "a", completion(exhausted, "lost", "failed")) == 0

@@ -36,7 +36,7 @@ def test_every_script_is_loaded_again(broker: Broker, client: Redis) -> None:
     client.script_flush()
     assert start(broker, "a", *claims) == set()
     client.script_flush()
-    assert broker.heartbeat("a", 60, 60, True, claims) == ([], [])
+    assert broker.heartbeat("a", 60, 60, True, claims) == ([], [], [])
     client.script_flush()
     assert broker.release("a", claims[:1], max_attempts=1) == set()
     client.script_flush()

@@ -260,6 +260,12 @@ def test_jobs_on_which_others_depend_are_told(
     assert call.result() == (0, [parent.id], [])
     # Long enough for whoever enqueues the dependents.
     assert client.ttl(parent.dependents_key) == client.ttl(parent.key) == 60
+    # If the reply is lost, or the node, another one hears of it later, one at a time.
+    assert broker.heartbeat("b", 60, 60, False, []) == ([], [], [])
+    client.zincrby(keys.FOLLOW_UPS, -20, parent.id)
+    assert broker.heartbeat("b", 60, 60, False, []) == ([], [], [parent.id])
+    assert broker.heartbeat("a", 60, 60, False, []) == ([], [], [])
+    client.delete(keys.FOLLOW_UPS)
     child.delete()
 
 

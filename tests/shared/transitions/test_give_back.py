@@ -65,7 +65,13 @@ def test_a_crash_is_charged_until_there_is_no_attempt_left(broker: Broker, clien
     assert broker.release("a", claims, lost=True, max_attempts=MAX_ATTEMPTS) == {"a"}
     assert waiting(client) == "b"
     assert broker.claimed("a") == {"a": (claims[0].execution, "low")}
-    assert running(client) == ["a"]
+    assert not running(client)
+    # A repeated call charges nothing more, and what has no attempt left does not go back.
+    attempts = client.hget(keys.job("a"), "farpool_attempts")
+    assert broker.release("a", claims[:1], lost=True, max_attempts=MAX_ATTEMPTS) == {"a"}
+    assert broker.release("a", claims[:1], max_attempts=MAX_ATTEMPTS) == set()
+    assert client.hget(keys.job("a"), "farpool_attempts") == attempts
+    assert "a" in broker.claimed("a")
     assert complete(broker, "a", completion(claims[0], "lost", "failed")) == 0
     assert job(client, "a").get_status() == "failed"
     # Requeued by hand, it has all its attempts again.
@@ -255,7 +261,7 @@ def test_rq_sees_a_lost_node_no_more(broker: Broker, client: Redis) -> None:
     start(broker, "a", *take(broker))
     end_lease(client, "a")
     assert broker.leases()["a"] < 0 < broker.leases()["b"]
-    assert broker.heartbeat("b", 60, 60, False, []) == (["a"], [])
+    assert broker.heartbeat("b", 60, 60, False, []) == (["a"], [], [])
     assert [node["name"] for node in broker.nodes()] == ["b"]
     assert broker.recover("b", "a", MAX_ATTEMPTS) == (1, [])
     # Read as they are: RQ's own look at its workers removes those that are gone.
@@ -279,12 +285,12 @@ def test_a_node_without_a_lease_is_lost(broker: Broker, client: Redis) -> None:
 
 def test_a_heartbeat_renews_the_lease_even_late(broker: Broker, client: Redis) -> None:
     for _ in range(2):
-        assert broker.heartbeat("a", 20, 70, True, []) == ([], [])
+        assert broker.heartbeat("a", 20, 70, True, []) == ([], [], [])
         assert 19 < broker.leases()["a"] <= 20
         assert client.ttl(keys.worker("a")) == 70
         assert client.hget(keys.worker("a"), "state") == b"busy"
         end_lease(client, "a")
-    assert broker.heartbeat("a", 20, 70, False, []) == ([], [])
+    assert broker.heartbeat("a", 20, 70, False, []) == ([], [], [])
     assert client.hget(keys.worker("a"), "state") == b"idle"
 
 
@@ -300,7 +306,7 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
     for key, entry in lists.items():
         client.zadd(key, {entry: 1})
     client.expire("rq:executions:a", 2)
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], [])
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], [], [])
     assert client.ttl(execution.key) == ABANDONED_SECONDS
     assert client.ttl("rq:executions:a") == ABANDONED_SECONDS + 60
     for key, entry in lists.items():
@@ -310,9 +316,9 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
     assert not client.keys("rq:execution*:b*")
     assert client.ttl(keys.worker_executions("a")) == 70
     job(client, "a").cancel()
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"])
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"], [])
     job(client, "b").delete()
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a", "b"])
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a", "b"], [])
     assert not client.exists("rq:wip:low")
 
 

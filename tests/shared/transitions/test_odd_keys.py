@@ -238,7 +238,7 @@ def test_what_runs_is_announced_beside_what_is_no_job_any_more(
     assert start(broker, "a", *claims) == {"a"}
     assert job(client, "c").get_status() == "started"
     spoil(client, "rq:execution:b:" + claims[1].execution)
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"])
+    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"], [])
     client.delete(keys.job("a"))
     complete(broker, "a", *map(completion, claims[1:]))
 
@@ -258,13 +258,13 @@ def test_a_record_of_rqs_that_is_none_is_written_anew(broker: Broker, client: Re
     spoil(client, keys.worker("a"))
     assert broker.heartbeat("a", 60, 60, False, []) is None
     Registration(broker, "a", QUEUES, 60, 2).register_again()
-    assert broker.heartbeat("a", 60, 60, False, []) == ([], [])
+    assert broker.heartbeat("a", 60, 60, False, []) == ([], [], [])
 
 
 def test_names_of_nodes_that_are_no_text_are_removed(broker: Broker, client: Redis) -> None:
     client.zadd(keys.NODES, {b"\xff\xfe": 1.0, b"lost": 1.0})
     assert broker.leases().keys() == {"a", "b", "lost"}
-    assert broker.heartbeat("a", 60, 60, False, []) == (["lost"], [])
+    assert broker.heartbeat("a", 60, 60, False, []) == (["lost"], [], [])
     assert client.zscore(keys.NODES, b"\xff\xfe") is None
     broker.end_lease("lost")
 

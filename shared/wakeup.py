@@ -1,0 +1,31 @@
+"""Ends the wait of the thread that owns a selector, from any other and from signal handlers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+
+class Wakeup:
+    """A socket pair: `wake` makes `sock` readable, until `clear`."""
+
+    def __init__(self) -> None:
+        self.sock, self._write = socket.socketpair()
+        self.sock.setblocking(False)
+        self._write.setblocking(False)
+
+    def wake(self) -> None:
+        """Make `sock` readable."""
+        with contextlib.suppress(OSError):
+            self._write.send(b"\0")
+
+    def clear(self) -> None:
+        """Take note: `sock` is readable no more."""
+        with contextlib.suppress(BlockingIOError):
+            while self.sock.recv(4096):
+                pass
+
+    def close(self) -> None:
+        """Close both ends; `wake` does nothing any more."""
+        self.sock.close()
+        self._write.close()
