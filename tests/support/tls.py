@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
-import socketserver
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.relay import relay
 
 
 def make_certificates(folder: Path) -> None:
@@ -49,34 +48,5 @@ def tls_before(path: str, certificate: Path) -> Iterator[int]:
     """Speak TLS on a port, and pass what is said on to the unix socket `path`; yields the port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as behind:
-                behind.connect(path)
-                with context.wrap_socket(self.request, server_side=True) as front:
-                    back = threading.Thread(target=_pass_on, args=(behind, front))
-                    back.start()
-                    _pass_on(front, behind)
-                    back.join()
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = False
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    with relay(path, lambda sock: context.wrap_socket(sock, server_side=True)) as port:
+        yield port
