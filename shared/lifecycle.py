@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rq import Retry, SimpleWorker
+from rq import Retry
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.rate_limit import release_slot
@@ -20,12 +20,13 @@ from rq.rate_limit import release_slot
 from farpool.shared import isolation, keys, signing
 from farpool.shared.current_job import connection
 from farpool.shared.errors import FarpoolError
+from farpool.shared.rq_worker import Worker
 from farpool.shared.signed_job import PlainSerializer, SignedJob
 
 _CLOCK_SECONDS = 30
 
 
-class _Worker(SimpleWorker):
+class _Worker(Worker):
     """A stock worker that signs a result which no method of the job writes."""
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, *rest: Any, **named: Any) -> Any:
@@ -34,7 +35,7 @@ class _Worker(SimpleWorker):
 
 
 @contextlib.contextmanager
-def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
+def _worker(url: str, node: str, queues: list[str]) -> Iterator[Worker]:
     worker = _Worker(
         queues, name=node, connection=connection(url), prepare_for_work=False,
         job_class=SignedJob, serializer=PlainSerializer if signing.from_environment() else None,

@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError
 
 from farpool.shared import keys
 from farpool.shared.broker import Broker, NotRegisteredError
+from farpool.shared.connection import READ_SECONDS
 from farpool.shared.jobs import Tag
 from farpool.worker.claims import Claims
 from farpool.worker.registration import Registration
@@ -34,6 +35,13 @@ def claims(broker: Broker, url: str) -> Claims:
     claims.request(1)
     assert claims.receive() == []
     return claims
+
+
+def test_no_answer_is_waited_for_as_long_as_by_rq(broker: Broker) -> None:
+    connection = broker.client.connection_pool.get_connection()
+    assert connection._sock.gettimeout() == READ_SECONDS
+    assert broker.client.connection_pool.connection_kwargs["socket_timeout"] == READ_SECONDS
+    broker.client.connection_pool.release(connection)
 
 
 def test_what_is_on_its_way_is_not_given_back(broker: Broker, claims: Claims) -> None:
