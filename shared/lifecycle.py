@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rq import Retry
+from rq import Retry, SimpleWorker
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.rate_limit import release_slot
@@ -35,7 +35,7 @@ class _Worker(Worker):
 
 
 @contextlib.contextmanager
-def _worker(url: str, node: str, queues: list[str]) -> Iterator[Worker]:
+def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
     worker = _Worker(
         queues, name=node, connection=connection(url), prepare_for_work=False,
         job_class=SignedJob, serializer=PlainSerializer if signing.from_environment() else None,

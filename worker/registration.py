@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from redis import Redis
+from rq import SimpleWorker
 from rq.worker import WorkerStatus
 
 from farpool.shared import keys
@@ -35,7 +36,7 @@ class Registration:
         self._name = name
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
         client: Redis = broker.client
-        self._worker = Worker(list(queues), name=name, connection=client)
+        self._worker: SimpleWorker = Worker(list(queues), name=name, connection=client)
 
     def register(self) -> None:
         """Write the entry; takes over that of a node of this name which is no more.

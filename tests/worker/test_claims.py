@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -38,7 +39,7 @@ def claims(broker: Broker, url: str) -> Claims:
 
 
 def test_no_answer_is_waited_for_as_long_as_by_rq(broker: Broker) -> None:
-    connection = broker.client.connection_pool.get_connection()
+    connection: Any = broker.client.connection_pool.get_connection()
     assert connection._sock.gettimeout() == READ_SECONDS
     assert broker.client.connection_pool.connection_kwargs["socket_timeout"] == READ_SECONDS
     broker.client.connection_pool.release(connection)
