@@ -9,15 +9,24 @@ import math
 import os
 import sys
 
-from farpool import Job, Queue
+from rq.exceptions import NoSuchJobError
+
+from farpool import FarpoolError, Job, Queue
+
+
+def main(job_ids):
+    queue = Queue()
+    for job_id in job_ids:
+        print(Job.fetch(job_id, connection=queue.connection).get(timeout=30))
+    if not job_ids:
+        for job in queue.enqueue_map(math.factorial, [5, 10, 20], result_ttl=3600):
+            print(job.id)
+
 
 if __name__ == "__main__":
     if "FARPOOL_URL" not in os.environ:
         sys.exit("set FARPOOL_URL to the url of a server with a node ('farpool worker')")
-    queue = Queue()
-    if len(sys.argv) > 1:
-        for job_id in sys.argv[1:]:
-            print(Job.fetch(job_id, connection=queue.connection).get(timeout=30))
-    else:
-        for job in queue.enqueue_map(math.factorial, [5, 10, 20], result_ttl=3600):
-            print(job.id)
+    try:
+        main(sys.argv[1:])
+    except (FarpoolError, NoSuchJobError) as error:
+        sys.exit(f"Error: {error}")

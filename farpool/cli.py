@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from farpool import demo as demonstration
 from farpool import failed, jobs, options, sizes
 from farpool import run as programs
 from farpool.producer.inspect import Overview, overview
-from farpool.shared import connection
+from farpool.shared import connection, preload
 from farpool.shared.broker import LEASE_SECONDS
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.server import EmbeddedServer
@@ -29,7 +30,7 @@ _RIGHTS = " (its ACL LOG says more, and farpool's docs/security.md has the right
 
 
 class _Command(click.Group):
-    """Shows farpool's and the server's errors in one line, without a traceback."""
+    """Shows farpool's, the server's and the system's errors in one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -39,6 +40,13 @@ class _Command(click.Group):
         except RedisError as error:
             hint = _RIGHTS if connection.is_refusal(error) else ""
             raise click.ClickException(f"the server refused or went away: {error}{hint}") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                # Whoever reads the output has had enough; click ends the process without a word.
+                raise
+            raise click.ClickException(error.strerror or str(error)) from error
+        except KeyboardInterrupt:
+            ctx.exit(options.INTERRUPTED)
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,6 +85,8 @@ def run(url: str | None, as_module: bool, target: str, arguments: tuple[str, ...
     if not as_module and not os.path.exists(target):
         raise ConfigError(f"there is no script {target!r}")
     if url is not None:
+        # What is no url is the command's fault, and not the program's that makes a pool.
+        connection.connect(url, check=False).close()
         os.environ[connection.URL_VARIABLE] = url
     sys.exit(programs.run(target, arguments, as_module))
 
@@ -94,7 +104,9 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int |
 )  # fmt: skip
 @click.option("--name", help="Name among the workers of the server.  [default: from the host]")
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
-@click.option("--preload", multiple=True, metavar="MODULE", help="Import first; repeatable.")
+@click.option(
+    "--preload", "modules", multiple=True, metavar="MODULE", help="Import first; repeatable."
+)
 @click.option(
     "--max-tasks-per-child", type=click.IntRange(min=1), metavar="N",
     help="Replace a child process after N tasks.",
@@ -108,11 +120,11 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int |
     help="Take no more jobs while the machine or container has less available (Linux).",
 )  # fmt: skip
 @click.option(
-    "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True,
+    "--drain-timeout", type=options.Seconds(), default=30.0, show_default=True,
     metavar="SECONDS", help="Time for running tasks to finish after SIGTERM or Ctrl-C.",
 )  # fmt: skip
 @click.option(
-    "--lease", type=click.FloatRange(min=1), default=LEASE_SECONDS, show_default=True,
+    "--lease", type=options.Seconds(min=1), default=LEASE_SECONDS, show_default=True,
     metavar="SECONDS", help="Time without a sign of life until other nodes take over.",
 )  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
@@ -122,7 +134,7 @@ def worker(
     processes: int,
     name: str | None,
     burst: bool,
-    preload: tuple[str, ...],
+    modules: tuple[str, ...],
     max_tasks_per_child: int | None,
     max_rss: int | None,
     min_free_memory: int,
@@ -145,7 +157,7 @@ def worker(
         processes=processes,
         name=name or default_name(),
         burst=burst,
-        preload=preload,
+        preload=modules,
         max_tasks=max_tasks_per_child,
         max_rss=max_rss,
         min_free_memory=min_free_memory,
@@ -153,6 +165,7 @@ def worker(
         lease=lease,
     )
     node = Node(config)
+    preload.start_server()
     node.install_signal_handlers()
     node.run()
 

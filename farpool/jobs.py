@@ -17,17 +17,25 @@ from farpool.shared.errors import TimeoutError
 _NOT_ENDED = 2
 _TIMED_OUT = 124
 """As `timeout` of the coreutils."""
-_INTERRUPTED = 130
 
 
-# Unknown options are arguments: a negative number is one.
-@click.command(context_settings={"ignore_unknown_options": True})
+class _Enqueue(click.Command):
+    """Takes a negative number for an argument, where click would take it for options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        negative = (arg[:1] == "-" and isinstance(_parse(arg), int | float) for arg in args)
+        # A space before a number means nothing, in JSON as in click.
+        spaced = [" " * is_number + arg for arg, is_number in zip(args, negative, strict=True)]
+        return super().parse_args(ctx, spaced)
+
+
+@click.command(cls=_Enqueue)
 @click.argument("function", metavar="MODULE:FUNCTION")
 @click.argument("arguments", nargs=-1, metavar="[ARG]...")
 @options.url
 @options.queue
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.")
+@click.option("--timeout", type=options.Seconds(), help="Seconds to wait at most.")
 def enqueue(
     function: str,
     arguments: tuple[str, ...],
@@ -36,11 +44,13 @@ def enqueue(
     wait: bool,
     timeout: float | None,
 ) -> None:
-    """Enqueue a call and print the job's id. An ARG that is JSON counts as such, else as text.
+    """Enqueue a call and print the job's id. An ARG that is JSON counts as such, else as text;
+    behind -- it may begin with a dash.
 
     With --wait, exit status 1 if the job failed, 124 if it has not ended in time, 130 after Ctrl-C;
     the job goes on then.
     """
+    _check_timeout(timeout, wait)
     module, colon, name = function.partition(":")
     if not (module and colon and name) or ":" in name:
         raise click.UsageError(f"{function!r} is not of the form MODULE:FUNCTION")
@@ -50,6 +60,11 @@ def enqueue(
     click.echo(job.id, err=wait)
     if wait:
         _print_result(job, timeout)
+
+
+def _check_timeout(timeout: float | None, wait: bool) -> None:
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
 
 
 def _parse(argument: str) -> object:
@@ -70,7 +85,7 @@ def _print_result(job: Job, timeout: float | None) -> None:
     except KeyboardInterrupt as error:
         if error.__cause__ is None:
             click.echo(f"interrupted; {_goes_on(job)}", err=True)
-            sys.exit(_INTERRUPTED)
+            sys.exit(options.INTERRUPTED)
         _fail(error)
     except BaseException as error:
         _fail(error)
@@ -91,12 +106,13 @@ def _fail(error: BaseException) -> NoReturn:
 @click.argument("job_id")
 @options.url
 @click.option("--wait", is_flag=True, help="Wait for the job to end.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most.")
+@click.option("--timeout", type=options.Seconds(), help="Seconds to wait at most.")
 def result(job_id: str, url: str | None, wait: bool, timeout: float | None) -> None:
     """Print the result of a job; exit status 1 if it failed, 2 if it has not ended.
 
     With --wait, 124 if it has not ended in time.
     """
+    _check_timeout(timeout, wait)
     client = connection.connect(options.require(url))
     try:
         job: Any = Job(job_id, connection=client)

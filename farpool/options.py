@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from farpool.shared import connection, signing
 from farpool.shared.errors import ConfigError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell's."""
+_MOST_SECONDS = 2_000_000
+"""`poll` counts milliseconds in 31 bits."""
+
 Command = TypeVar("Command", bound=Callable[..., object])
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds that the system can wait for."""
+
+    def __init__(self, min: float = 0.0) -> None:
+        super().__init__(min=min, max=_MOST_SECONDS)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return seconds
 
 
 def _keep_secret(ctx: click.Context, param: click.Parameter, path: str | None) -> None:

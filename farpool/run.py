@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType, TracebackType
 from typing import Any
 
+from farpool.options import INTERRUPTED
 from farpool.producer.pool import Pool
-
-_INTERRUPTED = 130
 
 
 def install() -> None:
@@ -70,9 +69,13 @@ def run(target: str, arguments: Sequence[str], as_module: bool) -> int:
     except SystemExit as end:
         return _status(end)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BaseException as error:
-        traceback.print_exception(type(error), error, _own_frames(error.__traceback__))
+        frames = _own_frames(error.__traceback__)
+        if frames is None and isinstance(error, ImportError | OSError):
+            print(f"Error: cannot run {target}: {error}", file=sys.stderr)
+        else:
+            traceback.print_exception(type(error), error, frames)
         return 1
     return 0
 
@@ -85,9 +88,9 @@ def _status(end: SystemExit) -> int:
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return what a traceback has below those who run the program."""
+    """Return what a traceback has below those who run the program; None if it has not begun."""
     above = {__file__, runpy.__file__, "<frozen runpy>"}
     found = trace
     while found is not None and found.tb_frame.f_code.co_filename in above:
         found = found.tb_next
-    return found or trace
+    return found

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import Redis, exceptions
 from redis.backoff import ExponentialBackoff
@@ -20,7 +21,9 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0
 """Longer than any blocking command that farpool sends."""
 MINIMUM_VERSION = (7, 0)
-_RETRIED = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError)
+_NEED = "farpool needs Redis 7.0 or later, or Valkey; 'farpool server' starts one"
+_NO_DATABASE = "what follows the host must be the number of a database"
+_RETRIED = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, NoHandshakeError)
 
 
 def url_or_default(url: str | None) -> str | None:
@@ -47,8 +50,8 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS, or
             `unix:///path/to.sock[?db=N]`, with redis-py's query options.
-        check: ask the server what it is now, rather than at the first command, and do not try
-            again if it does not speak TLS.
+        check: ask the server what it is now, rather than at the first command, and do not wait
+            long, or try again, if nothing is said at all.
         retries: times that a command is sent again when the connection breaks.
 
     Raises:
@@ -56,36 +59,46 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
         ServerUnavailableError: nothing answers there, or it refuses these credentials.
         UnsupportedServerError: what answers is not Redis >= 7.0 or Valkey.
     """
+    if check:
+        # By a client of its own, as redis-py has one timeout for all that a client sends.
+        with _client(url, CONNECT_SECONDS, retries, (exceptions.ConnectionError,)) as client:
+            check_server(client, url)
+    return _client(url, READ_SECONDS, retries, _RETRIED)
+
+
+def _client(url: str, timeout: float, retries: int, retried: tuple[type[Exception], ...]) -> Redis:
     tls: dict[str, Any] = {"connection_class": TLSConnection} if url.startswith("rediss:") else {}
-    retried = _RETRIED if check else (*_RETRIED, NoHandshakeError)
     try:
         client = Redis.from_url(
             url,
             socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=READ_SECONDS,
+            socket_timeout=timeout,
             health_check_interval=0,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, retried),
             **tls,
         )
         # Options that redis-py does not know come to light here.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+        _check_database(url)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"cannot use the url {safe(url)!r}: {_reason(error, url)} (expected "
             "redis://HOST:PORT/DB, rediss://... or unix:///PATH)"
         ) from None
-    if check:
-        try:
-            check_server(client, url)
-        except BaseException:
-            client.close()
-            raise
     return client
+
+
+def _check_database(url: str) -> None:
+    """Refuse what redis-py takes for the database 0."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?/?", parts.path):
+        raise ValueError(_NO_DATABASE if "@" not in parts.path else "")
 
 
 def _reason(error: Exception, url: str) -> str:
     # The parser quotes the part that it stumbled over, which may be one of a password.
-    if "@" in url and isinstance(error, ValueError) and "scheme" not in str(error):
+    told = "scheme" in str(error) or str(error) == _NO_DATABASE
+    if "@" in url and isinstance(error, ValueError) and not told:
         return "special characters in user and password must be percent-encoded"
     return str(error)
 
@@ -101,11 +114,9 @@ def check_server(client: Redis, url: str) -> None:
     version = str(info.get("redis_version", "")) if isinstance(info, dict) else ""
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None:
-        raise UnsupportedServerError(f"what answers at {safe(url)} is not a Redis server")
+        raise UnsupportedServerError(f"what answers at {safe(url)} is not a Redis server; {_NEED}")
     if (int(match[1]), int(match[2])) < MINIMUM_VERSION:
-        raise UnsupportedServerError(
-            f"the server at {safe(url)} is Redis {version}; farpool needs 7.0 or later"
-        )
+        raise UnsupportedServerError(f"the server at {safe(url)} is Redis {version}; {_NEED}")
 
 
 @contextlib.contextmanager
@@ -122,7 +133,9 @@ def translated_errors(url: str) -> Iterator[None]:
         reason = "it needs a password" if "already authenticated" in str(error) else error
         raise ServerUnavailableError(f"the server at {where} refused the login: {reason}") from None
     except (exceptions.InvalidResponse, UnicodeDecodeError):
-        raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
+        raise UnsupportedServerError(
+            f"what answers at {where} is not a Redis server; {_NEED}"
+        ) from None
     except NoHandshakeError as error:
         raise ServerUnavailableError(
             f"what listens at {where} speaks no TLS ({error}); is it the TLS port? A url without "
@@ -145,7 +158,9 @@ def translated_errors(url: str) -> Iterator[None]:
                 "certificate files there?"
             ) from None
         if "Protocol" in str(error):
-            raise UnsupportedServerError(f"what answers at {where} is not a Redis server") from None
+            raise UnsupportedServerError(
+                f"what answers at {where} is not a Redis server; {_NEED}"
+            ) from None
         raise ServerUnavailableError(
             f"no server answers at {where} ({error}); start one with 'farpool server', or give "
             "another url"
@@ -156,7 +171,7 @@ def translated_errors(url: str) -> Iterator[None]:
         if "unknown command" in str(error).lower():
             # Such servers repeat the arguments, a password among them.
             raise UnsupportedServerError(
-                f"the server at {where} is older than Redis 6; farpool needs 7.0 or later"
+                f"the server at {where} is older than Redis 6; {_NEED}"
             ) from None
         if "AUTH" in str(error).upper():
             raise ServerUnavailableError(

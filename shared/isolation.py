@@ -24,6 +24,8 @@ def enter() -> None:
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A node's forkserver has them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     signal.set_wakeup_fd(-1)
     own_alarm()
     _die_with_parent()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 from collections.abc import Iterable, Sequence
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
 VARIABLE = "FARPOOL_PRELOAD"
+_OF_GROUPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def load(names: Iterable[str]) -> None:
@@ -34,6 +36,21 @@ def context(modules: Sequence[str] = ()) -> Any:
         os.environ[VARIABLE] = ",".join(modules)
     made.set_forkserver_preload(["__main__", "farpool.shared.child"])
     return made
+
+
+def start_server() -> None:
+    """Start the forkserver so that signals to the whole process group pass it by.
+
+    Ctrl-C it would ignore by itself, but only after its imports. Children that it forks go on with
+    `isolation.enter`.
+    """
+    # First, because it would unblock the signals when the forkserver starts it.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUPS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_GROUPS)
 
 
 def _forget_server() -> None:

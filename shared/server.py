@@ -35,7 +35,8 @@ START_SECONDS = 10.0
 STOP_SECONDS = 10.0
 PASSWORD_BYTES = 512
 """The longest password that the server takes in its configuration."""
-LOG_LINES = 3
+_LOG_LINES = 2
+_STAMP = re.compile(r"\d+:[A-Z] .{24} [.*#-] ")
 
 
 def find_server_binary() -> Path:
@@ -227,7 +228,7 @@ class EmbeddedServer:
                 status = self.process.poll()
                 if status is not None:
                     raise ServerUnavailableError(
-                        f"{name} ended with status {status}:{self._log_tail()}"
+                        f"{name} ended with status {status}: {self._log_tail()}"
                     )
                 with contextlib.suppress(RedisError, ValueError):
                     info = client.info()
@@ -238,13 +239,17 @@ class EmbeddedServer:
                         deadline = time.monotonic() + START_SECONDS
                 if time.monotonic() > deadline:
                     raise ServerUnavailableError(
-                        f"{name} did not answer within {START_SECONDS:g} s:{self._log_tail()}"
+                        f"{name} did not answer within {START_SECONDS:g} s: {self._log_tail()}"
                     )
                 time.sleep(POLL_SECONDS)
 
     def _log_tail(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
-        return "".join(f"\n  {line}" for line in lines[-LOG_LINES:])
+        """Return the server's last words, in one line."""
+        log = self._log.read_text(errors="replace")
+        lines = [_STAMP.sub("", line).strip() for line in log.splitlines()]
+        # What begins with that word is advice for the machine's administrator.
+        said = [line for line in lines if line and not line.startswith("WARNING")]
+        return "; ".join(said[-_LOG_LINES:]) or "it has not said why"
 
     def __enter__(self) -> Self:
         self.start()

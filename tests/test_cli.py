@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
-from farpool import __version__
+from farpool import ConfigError, Job, __version__
 from farpool.shared.connection import connect
+from farpool.worker.config import NodeConfig
 from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
@@ -223,6 +226,75 @@ def test_bad_arguments(url: str) -> None:
     assert "no such job" in farpool("result", "unknown", "--url", url).stderr
     assert farpool("worker", "--processes", "0", "--url", url).returncode == 2
     assert "Error: '9x' is no size" in farpool("worker", "--max-rss", "9x", "--url", url).stderr
+
+
+def test_arguments_of_a_call_and_options(url: str, client: Redis) -> None:
+    enqueued = farpool("enqueue", "a:b", "-3", "-2.5", "[-3]", "--url", url, "--", "-3h", "--wiat")
+    assert enqueued.returncode == 0, enqueued.stderr
+    job = Job.fetch(enqueued.stdout.strip(), connection=client)
+    assert job.args == (-3, -2.5, [-3], "-3h", "--wiat")
+    for arguments, says in (
+        (("--wiat",), "Did you mean '--wait'?"),
+        (("-3h",), "No such option '-3'"),
+        (("--timeout", "3"), "--timeout goes with --wait"),
+        (("--wait", "--timeout", "nan"), "'nan' is not a number"),
+    ):
+        refused = farpool("enqueue", "a:b", "4", *arguments, "--url", url)
+        assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr
+    for option in ("--lease", "--drain-timeout"):
+        for number in ("inf", "nan"):
+            refused = farpool("worker", option, number, "--url", url)
+            assert refused.returncode == 2
+            assert f"Invalid value for '{option}'" in refused.stderr
+
+
+def test_what_the_system_refuses_is_one_line(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("")
+    for arguments, says in (
+        (("run", "-m", "nosuchmod"), "cannot run nosuchmod: No module named nosuchmod"),
+        (("run", str(tmp_path)), f"cannot run {tmp_path}: can't find '__main__' module"),
+        (("run", "--url", "http://x", str(script)), "cannot use the url 'http://x'"),
+    ):
+        ended = farpool(*arguments)
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+        assert ended.stderr.startswith(f"Error: {says}")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(ConfigError, match=r"need 67 open files, and the limit is 64: .*ulimit -n"):
+        NodeConfig(url, processes=17)
+    assert NodeConfig(url, processes=16).processes == 16
+    if sys.platform == "linux":
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "farpool", "info", "--url", url]
+            told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (told.returncode, told.stderr) == (1, "Error: No space left on device\n")
+
+
+def test_an_interrupt_before_there_is_anything_to_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        for command in ("info", "worker"):
+            waiting = subprocess.Popen(
+                [sys.executable, "-m", "farpool", command, "--url", url],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            connection, _ = silent.accept()
+            with connection:
+                waiting.send_signal(signal.SIGINT)
+                assert waiting.communicate() == (None, "")
+            assert waiting.returncode == 130
+
+
+def test_the_terminals_interrupt_while_a_node_starts(
+    start_node: Callable[..., NodeProcess],
+) -> None:
+    node = start_node(preload="tests.support.interrupts", processes=1)
+    assert node.wait() == 0
+    assert "Traceback" not in node.output
+    assert node.output.endswith("stopped\n")
 
 
 def test_the_demo_leaves_nothing_when_it_is_interrupted() -> None:

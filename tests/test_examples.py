@@ -48,6 +48,7 @@ def test_enqueue_jobs(node: NodeProcess, url: str) -> None:
         "3628800",
         "2432902008176640000",
     ]
+    assert run("enqueue_jobs.py", "nope", url=url).stderr == "Error: No such job: rq:job:nope\n"
     assert "set FARPOOL_URL" in run("enqueue_jobs.py").stderr
 
 

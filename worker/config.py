@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import uuid
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from farpool.shared import keys
 from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS
 from farpool.shared.child import ChildConfig
 from farpool.shared.errors import ConfigError
+
+_FILES, _FILES_EACH = 16, 3
+"""Files that a node has open, and those for each child."""
 
 
 def default_name() -> str:
@@ -55,7 +59,8 @@ class NodeConfig:
         """Refuse what cannot be.
 
         Raises:
-            ConfigError: a queue has no name, or a size is none.
+            ConfigError: a queue has no name, a size is none, or the system will not let this
+                process have that many children.
         """
         for name in self.queues:
             keys.check_queue(name)
@@ -63,6 +68,13 @@ class NodeConfig:
             raise ConfigError(f"max_rss must be a number of bytes above 0, not {self.max_rss}")
         if self.min_free_memory < 0:
             raise ConfigError(f"min_free_memory cannot be below 0, as {self.min_free_memory} is")
+        files = _FILES + _FILES_EACH * self.processes
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files > limit != resource.RLIM_INFINITY:
+            raise ConfigError(
+                f"{self.processes} processes need {files} open files, and the limit is {limit}: "
+                "raise it (ulimit -n), or use fewer --processes"
+            )
 
     def child(self) -> ChildConfig:
         """Return what its children are started with."""

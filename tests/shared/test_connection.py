@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 from redis import exceptions as redis_errors
 
+from farpool.shared import connection
 from farpool.shared.connection import URL_VARIABLE, connect, safe, url_or_default
 from farpool.shared.errors import ConfigError, ServerUnavailableError, UnsupportedServerError
 from farpool.shared.server import EmbeddedServer
@@ -85,10 +86,8 @@ def test_a_server_that_is_new_enough(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["6.2.0", "6.10.1", "2.8.24"])
 def test_a_server_that_is_too_old_is_named_with_what_is_needed(version: str) -> None:
-    with (
-        serving(redis_of(version)) as address,
-        pytest.raises(UnsupportedServerError, match=f"Redis {version}; farpool needs 7.0"),
-    ):
+    says = f"Redis {version}; farpool needs Redis 7.0 or later, or Valkey; 'farpool server'"
+    with serving(redis_of(version)) as address, pytest.raises(UnsupportedServerError, match=says):
         connect(f"redis://{address}")
 
 
@@ -96,7 +95,9 @@ def test_a_server_that_is_too_old_is_named_with_what_is_needed(version: str) -> 
 def test_what_is_no_redis_server(answer: Answer) -> None:
     with (
         serving(answer) as address,
-        pytest.raises(UnsupportedServerError, match=f"{address} is not a Redis server"),
+        pytest.raises(
+            UnsupportedServerError, match=f"{address} is not a Redis server; farpool needs"
+        ),
     ):
         connect(f"redis://{address}")
 
@@ -109,6 +110,28 @@ def test_a_url_that_is_none_shows_what_is_expected(url: str) -> None:
     with pytest.raises(ConfigError, match=r"expected redis://HOST:PORT/DB") as caught:
         connect(url)
     assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["abc", "-1", "1/2", "0x1"])
+def test_a_database_that_is_no_number_is_not_the_first_one(path: str) -> None:
+    for server in ("redis://localhost", "redis://:s3cret@localhost:6379", "rediss://localhost"):
+        with pytest.raises(ConfigError, match="must be the number of a database"):
+            connect(f"{server}/{path}", check=False)
+    for good in ("", "/", "/1", "/1/", "/1?protocol=3"):
+        connect(f"redis://localhost{good}", check=False).close()
+
+
+def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ServerUnavailableError, match=rf"{address} \(Timeout"):
+            connect(f"redis://{address}")
+        # Once, not with every retry.
+        silent.settimeout(0.1)
+        silent.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            silent.accept()
 
 
 def test_nobody_listens_at_the_port() -> None:
@@ -189,7 +212,7 @@ def test_a_server_that_knows_no_hello_is_too_old() -> None:
 
     with (
         serving(answer) as address,
-        pytest.raises(UnsupportedServerError, match=r"older than Redis 6; farpool needs 7\.0") as e,
+        pytest.raises(UnsupportedServerError, match=r"older than Redis 6; farpool needs") as e,
     ):
         connect(f"redis://:s3cret@{address}", retries=0)
     assert "s3cret" not in str(e.value)
