@@ -169,7 +169,7 @@ def test_a_function_that_was_altered_on_the_server_does_not_run(
         [field] = [name for name in stored if name != b"lease"]
         client.hset(session, field, bomb)
         start_node()
-        with pytest.raises(SignatureError, match="function of the call was signed with another"):
+        with pytest.raises(SignatureError, match="function of the call was altered"):
             result.get(20)
     assert not mark.exists()
 
