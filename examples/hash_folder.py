@@ -26,6 +26,13 @@ def digest(path):
         raise OSError(f"{path}: {error.strerror} (on {socket.gethostname()})") from None
 
 
+def line_of(digest, path):
+    """Return a line as sha256sum writes it; a backslash before it says that the name is escaped."""
+    name = path.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
+    mark = "" if name == path else "\\"
+    return f"{mark}{digest}  {name}"
+
+
 def main():
     parser = argparse.ArgumentParser(description="SHA-256 of every file below a folder.")
     parser.add_argument("folder", type=Path)
@@ -34,6 +41,8 @@ def main():
     folder = arguments.folder.resolve()
     if not folder.is_dir():
         parser.error(f"{folder} is not a folder")
+    # Names are any bytes, and go out as they came.
+    sys.stdout.reconfigure(errors="surrogateescape")
     paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
 
     failed = 0
@@ -48,12 +57,12 @@ def main():
         ]
         for path, result in zip(paths, results, strict=True):
             try:
-                line = f"{result.get()}  {path}"
+                line = line_of(result.get(), path)
             except OSError as error:
                 failed += 1
-                print(error, file=sys.stderr)
+                tqdm.write(str(error), file=sys.stderr)
             else:
-                print(line)
+                tqdm.write(line)
     return 1 if failed else 0
 
 

@@ -8,15 +8,16 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import click
 from tqdm import tqdm
 
+from farpool.producer.group import Group
 from farpool.producer.inspect import overview
 from farpool.producer.pool import Pool
 from farpool.producer.queue import Queue
 from farpool.shared import connection
+from farpool.shared.broker import Broker
 from farpool.shared.errors import FarpoolError
 from farpool.shared.owned_process import OwnedProcess
 from farpool.shared.server import EmbeddedServer
@@ -65,13 +66,25 @@ def _larger_run(url: str, queue: str, tasks: int) -> None:
     click.echo(f"{tasks} single jobs, each with its own result by id:")
     begin = time.perf_counter()
     right = 0
+    jobs = Queue(queue, url=url)
+    groups: list[Group] = []
+
+    def enqueue(part: range) -> Group:
+        groups.append(jobs.enqueue_map(quiet_square, part, result_ttl=60))
+        return groups[-1]
+
     with ThreadPoolExecutor(1) as producer, tqdm(total=tasks, unit="job", mininterval=0.2) as bar:
         numbers = [range(at, min(at + _GROUP, tasks)) for at in range(0, tasks, _GROUP)]
-        enqueue = partial(Queue(queue, url=url).enqueue_map, quiet_square, result_ttl=60)
-        for part, group in zip(numbers, producer.map(enqueue, numbers), strict=True):
-            for _ in group.as_completed():
-                bar.update()
-            right += group.get() == [n * n for n in part]
+        try:
+            for part, group in zip(numbers, producer.map(enqueue, numbers), strict=True):
+                for _ in group.as_completed():
+                    bar.update()
+                right += group.get() == [n * n for n in part]
+        except KeyboardInterrupt:
+            producer.shutdown(cancel_futures=True)
+            for group in reversed(groups):
+                Broker(jobs.connection).withdraw(queue, group.ids, at_front=False)
+            raise
     seconds = time.perf_counter() - begin
     if right != len(numbers):
         raise FarpoolError("the demo got wrong results")

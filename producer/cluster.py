@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError
+from tqdm import tqdm
 
 from farpool.producer.backend import Break, Resolve, Submission
 from farpool.producer.collector import Collector
@@ -150,8 +152,10 @@ class ClusterBackend:
 
 
 def show_output(host: str, pid: int, text: str) -> None:
-    """Print what a task printed, each line with where it ran."""
+    """Print what a task printed, each line with where it ran, and none behind a progress bar."""
     lines = "".join(f"[{host} {pid}] {line}\n" for line in text.splitlines())
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(lines.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
+    shown = lines.encode(encoding, "backslashreplace").decode(encoding)
+    with tqdm.external_write_mode() if sys.stdout.isatty() else contextlib.nullcontext():
+        sys.stdout.write(shown)
+        sys.stdout.flush()

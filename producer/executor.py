@@ -126,8 +126,11 @@ class Executor(concurrent.futures.Executor):
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())
                     try:
                         value = results.next(left)
-                    except StopIteration:
-                        return
+                    except StopIteration as end:
+                        if end.__cause__ is None:
+                            return
+                        # A call's own: to be raised in its place, as a RuntimeError.
+                        raise
                     yield value
 
         return iterate()

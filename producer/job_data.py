@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from farpool.shared import functions, payload
+from farpool.shared.errors import ConfigError
 
 
 class Call:
@@ -14,9 +15,17 @@ class Call:
 
     Args:
         function: what other processes cannot import goes by value.
+
+    Raises:
+        TypeError: it is none.
+        ConfigError: it is the name of none.
     """
 
     def __init__(self, function: Callable[..., Any] | str) -> None:
+        if not (isinstance(function, str) or callable(function)):
+            raise TypeError(f"a callable or the name of one is expected, not {function!r}")
+        if isinstance(function, str) and "" in function.split("."):
+            raise ConfigError(f"{function!r} is not the dotted name of a function")
         self.head: tuple[bytes, ...] = ()
         """What goes before the arguments: the function, if it goes by value."""
         known = function if isinstance(function, str) else functions.name_of(function)

@@ -95,8 +95,9 @@ class Queue(RQQueue):
                 processes cannot import (of `__main__`, a lambda, ...) is sent by value.
 
         Raises:
+            TypeError: `f` is none of these.
             Exception: the arguments do not pickle.
-            ConfigError: the pickled call is larger than Redis takes.
+            ConfigError: `f` is no name, or the pickled call is larger than Redis takes.
             ServerFullError: the server has no memory left.
             QueueFullError: more than `max_queued` jobs would wait.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO, cast
 
 
 class _Stream:
@@ -15,7 +15,9 @@ class _Stream:
         self._original = original
         self.sink: Callable[[str], None] | None = None
 
-    def write(self, text: str) -> int:
+    def write(self, text: object) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if self.sink is None:
             return self._original.write(text)
         self.sink(text)
@@ -25,36 +27,21 @@ class _Stream:
         for line in lines:
             self.write(line)
 
-    def flush(self) -> None:
-        self._original.flush()
-
-    def fileno(self) -> int:
-        return self._original.fileno()
-
-    def reconfigure(self, **options: Any) -> None:
-        cast(Any, self._original).reconfigure(**options)
-
     def isatty(self) -> bool:
         return self.sink is None and self._original.isatty()
 
-    def writable(self) -> bool:
-        return True
+    def close(self) -> None:
+        # Other tasks of this process go on printing.
+        self.flush()
 
-    @property
-    def closed(self) -> bool:
-        return self._original.closed
+    def __enter__(self) -> _Stream:
+        return self
 
-    @property
-    def encoding(self) -> str:
-        return self._original.encoding
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
-    @property
-    def errors(self) -> str | None:
-        return self._original.errors
-
-    @property
-    def buffer(self) -> BinaryIO:
-        return self._original.buffer
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
 
 
 class Capture:

@@ -55,10 +55,12 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
         retries: times that a command is sent again when the connection breaks.
 
     Raises:
-        ConfigError: the url is not one that redis-py understands.
+        ConfigError: the url is no string, or not one that redis-py understands.
         ServerUnavailableError: nothing answers there, or it refuses these credentials.
         UnsupportedServerError: what answers is not Redis >= 7.0 or Valkey.
     """
+    if not isinstance(url, str):
+        raise ConfigError(f"the server's url must be a string, not {url!r}")
     if check:
         # By a client of its own, as redis-py has one timeout for all that a client sends.
         with _client(url, CONNECT_SECONDS, retries, (exceptions.ConnectionError,)) as client:

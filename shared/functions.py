@@ -54,10 +54,11 @@ def fetch(function: Stored) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=1024)
 def _import(name: str) -> Callable[..., Any]:
     parts = name.split(".")
+    found: Any = None
     for end in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:end])
         try:
-            found: Any = importlib.import_module(module_name)
+            found = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # A module that exists but lacks one of its own imports is not to be hidden.
             if error.name and (module_name + ".").startswith(error.name + "."):
@@ -69,6 +70,8 @@ def _import(name: str) -> Callable[..., Any]:
             return cast("Callable[..., Any]", found)
         break
     where = f"host {socket.gethostname()}"
+    if found is not None:
+        raise FunctionNotFoundError(f"{name!r} is no function on {where}: it is not callable")
     raise FunctionNotFoundError(
         f"there is no function {name!r} on {where}; its module must be importable there"
     )

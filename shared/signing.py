@@ -173,10 +173,9 @@ def _decoded(value: bytes | None) -> bytes:
 
 def refusal(what: str, *, signed: bool) -> str:
     """Say why something is refused, and what to do."""
-    if signed:
-        return f"{what} was altered, or signed with another secret: it is refused"
+    why = "was signed with another secret, or altered" if signed else "is not signed"
     return (
-        f"{what} is not signed: it is refused; give whoever wrote it the same secret "
+        f"{what} {why}: it is refused; give whoever wrote it the same secret "
         f"({SECRET_VARIABLE} or {FILE_VARIABLE})"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,12 +56,18 @@ def test_enqueue_jobs(node: NodeProcess, url: str) -> None:
 def test_hash_folder(where: str | None, tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     expected = []
-    for name in ("a", "b b", "inner/c"):
+    names = {"a": "a", "b b": "b b", "in\\n\n": r"in\\n\n", "inner/c": "inner/c"}
+    for name, shown in names.items():
+        mark = "\\" if "\\" in shown else ""
         (tmp_path / name).write_bytes(name.encode() * 1000)
-        expected.append(f"{hashlib.sha256(name.encode() * 1000).hexdigest()}  {tmp_path / name}")
+        digest = hashlib.sha256(name.encode() * 1000).hexdigest()
+        expected.append(f"{mark}{digest}  {tmp_path}/{shown}")
     ended = run("hash_folder.py", tmp_path, url=where)
     assert (ended.returncode, ended.stdout.splitlines()) == (0, expected), ended.stderr
-    assert "3/3" in ended.stderr
+    assert "4/4" in ended.stderr
+    if shutil.which("sha256sum"):
+        check = subprocess.run(["sha256sum", "--check"], input=ended.stdout, text=True)
+        assert check.returncode == 0
 
 
 def test_hash_folder_with_bad_input(tmp_path: Path) -> None:

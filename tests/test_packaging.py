@@ -14,16 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("farpool", "producer", "shared", "worker")
+OTHERS = ("docs", "examples")
+FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "ARCHITECTURE.md", "CHANGELOG.md")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build both from a copy of the source; the wheel is built from the source distribution."""
     source = tmp_path_factory.mktemp("source")
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, *OTHERS, "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=ignored)
-    for file in ("pyproject.toml", "README.md"):
+    for file in FILES:
         shutil.copy(ROOT / file, source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"]
     done = subprocess.run(command, cwd=source, text=True, capture_output=True)
@@ -51,13 +53,16 @@ def test_the_wheel_holds_all_of_farpool_and_nothing_beside_it(built: Path) -> No
     assert files - metadata == source_files()
 
 
-def test_the_source_distribution_holds_all_of_farpool(built: Path) -> None:
+def test_the_source_distribution_holds_all_of_farpool_and_what_is_read(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
-    assert source_files() <= members.keys()
     assert not any(member.issym() or member.islnk() for member in members.values())
-    assert not members.keys() & {"producer", "shared", "worker"}
+    files = {name for name, member in members.items() if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg"} | {n for n in files if n.startswith("farpool.egg-info/")}
+    others = {path for folder in OTHERS for path in (ROOT / folder).rglob("*.*")}
+    read = {path.relative_to(ROOT).as_posix() for path in others if path.suffix != ".pyc"}
+    assert files - made == source_files() | read | set(FILES)
 
 
 def test_the_wheel_runs(built: Path, tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def test_map(executor: Executor) -> None:
     with pytest.raises(ZeroDivisionError):
         next(failing)
     assert list(failing) == []
+    ending = executor.map(next, [iter([1]), iter([]), iter([2])])
+    assert next(ending) == 1
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        next(ending)
 
 
 def test_map_in_time(executor: Executor, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import re
 import subprocess
 import sys
 import threading
@@ -179,6 +180,27 @@ def test_a_group_in_time(queue: Queue, tmp_path: Path) -> None:
         group.get(0.01)
     (tmp_path / "marker.go").touch()
     assert group.get(10) == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("..", ConfigError),
+        ("", ConfigError),
+        (".f", ConfigError),
+        (5, TypeError),
+        (None, TypeError),
+    ],
+)
+def test_what_is_no_function_enqueues_nothing(
+    client: Redis, function: Any, error: type[Exception]
+) -> None:
+    queue = Queue(connection=client)
+    with pytest.raises(error, match=re.escape(repr(function))):
+        queue.enqueue(function)
+    with pytest.raises(error, match=re.escape(repr(function))):
+        queue.enqueue_map(function, [1])
+    assert queue.count == 0
 
 
 def test_what_does_not_pickle_enqueues_nothing(client: Redis) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import pytest
 from redis import Redis
 
+from farpool.producer.cluster import show_output
+from farpool.producer.results import _Bar
 from farpool.producer.session import Session
 from farpool.shared import keys, outcome, payload
 from farpool.shared.broker import Broker
@@ -49,6 +53,17 @@ def test_a_wake_up_before_the_first_look_is_seen(
     assert session.wait(0.5) == []
     assert len(seen) == 1
     broker.forget_session(session.id)
+
+
+def test_output_does_not_run_into_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with _Bar(total=2, file=terminal):
+        before = len(terminal.getvalue())
+        show_output("host", 7, "said\n")
+    cleared, line, *_ = terminal.getvalue()[before:].lstrip("\r").split("\r")
+    assert (cleared.strip(), line) == ("", "[host 7] said\n")
 
 
 def test_output_that_cannot_be_shown_costs_no_result(node: NodeProcess, url: str) -> None:

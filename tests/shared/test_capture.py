@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,7 +113,8 @@ def test_threads_of_a_task_lose_nothing() -> None:
 
 
 def test_a_captured_stream_can_do_what_tasks_expect_of_one() -> None:
-    with installed() as (_, out, _):
+    lines: list[str] = []
+    with installed() as (capture, out, err):
         assert sys.stdout.writable()
         assert not sys.stdout.isatty()
         assert sys.stdout.encoding == "utf-8"
@@ -121,6 +123,19 @@ def test_a_captured_stream_can_do_what_tasks_expect_of_one() -> None:
         sys.stdout.flush()
         assert not sys.stdout.closed
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        assert sys.stderr.newlines is None
+        for sink in (None, lines.append):
+            if sink is not None:
+                capture.start(sink)
+            with pytest.raises(TypeError, match="must be str, not int"):
+                sys.stdout.write(5)  # type: ignore[arg-type]
+            with sys.stderr:
+                pass
+            sys.stderr.close()
+            print("goes on", file=sys.stderr)
+        capture.stop()
+    assert lines == ["goes on\n"]
+    assert err.shown == "goes on\n"
     assert out.shown == "bytes\n"
 
 
@@ -128,3 +143,4 @@ def test_a_captured_stream_has_the_descriptor_of_its_terminal() -> None:
     with open("/dev/null", "w") as null, contextlib.redirect_stdout(null):
         Capture().install()
         assert sys.stdout.fileno() == null.fileno()
+        assert (sys.stdout.name, sys.stdout.mode) == (null.name, null.mode)

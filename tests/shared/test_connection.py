@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
 from redis import exceptions as redis_errors
 
+from farpool import Pool, Queue
 from farpool.shared import connection
 from farpool.shared.connection import URL_VARIABLE, connect, safe, url_or_default
 from farpool.shared.errors import ConfigError, ServerUnavailableError, UnsupportedServerError
@@ -132,6 +134,13 @@ def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch
         silent.accept()[0].close()
         with pytest.raises(TimeoutError):
             silent.accept()
+
+
+@pytest.mark.parametrize("url", [5, b"redis://localhost"])
+def test_a_url_that_is_no_string(url: Any) -> None:
+    for use in (connect, lambda url: Pool(url=url), lambda url: Queue(url=url)):
+        with pytest.raises(ConfigError, match="url must be a string, not"):
+            use(url)
 
 
 def test_nobody_listens_at_the_port() -> None:

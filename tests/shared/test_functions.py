@@ -108,8 +108,6 @@ def test_methods_of_an_instance_are_found() -> None:
         "nowhere.at.all",
         "os.nowhere",
         "os.nowhere.at.all",
-        "os.path",
-        "os.sep",
         "",
         "os.",
     ],
@@ -119,6 +117,12 @@ def test_what_is_not_there_is_named_with_the_host(name: str) -> None:
         functions.resolve(name, None)
     assert repr(name) in str(raised.value)
     assert socket.gethostname() in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["os.path", "math.pi"])
+def test_what_cannot_be_called_is_told_from_what_is_not_there(name: str) -> None:
+    with pytest.raises(FunctionNotFoundError, match=rf"'{name}' is no function .* not callable"):
+        functions.resolve(name, None)
 
 
 def test_a_module_that_raises_on_import_raises_its_own_error_each_time(modules: Path) -> None:
