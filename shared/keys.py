@@ -13,6 +13,7 @@ from farpool.shared.errors import ConfigError
 PREFIX = RQ_KEY_PREFIX
 
 QUEUES = f"{PREFIX}:queues"
+WORKERS = f"{PREFIX}:workers"
 SUSPENDED = f"{PREFIX}:suspended"
 NODES = f"{PREFIX}:farpool:nodes"
 """Sorted set: node name -> end of its lease (server time, seconds since the epoch)."""

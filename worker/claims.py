@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +12,7 @@ from farpool.shared import frames
 from farpool.shared.broker import Broker
 from farpool.shared.call import Call
 from farpool.shared.jobs import Claim
+from farpool.worker.fence import Fence
 
 ANNOUNCE_SECONDS = 0.05
 """A job is marked started in Redis once it has run this long; shorter ones never need to be."""
@@ -30,14 +30,16 @@ class Claims:
         queues: names of its queues, in order of priority.
         url: the server's url, for children that run RQ's code.
         max_attempts: executions that may cost a process before a job fails.
+        fence: what executions begin with.
 
     Raises:
         RedisError: from every method that talks to the server; what is held does not change then.
     """
 
     def __init__(
-        self, broker: Broker, node: str, queues: Sequence[str], url: str, max_attempts: int
-    ) -> None:
+        self, broker: Broker, node: str, queues: Sequence[str], url: str, max_attempts: int,
+        fence: Fence,
+    ) -> None:  # fmt: skip
         self._broker = broker
         self._node = node
         self._queues = tuple(queues)
@@ -45,8 +47,7 @@ class Claims:
         self._max_attempts = max_attempts
         self._held: dict[str, Claim] = {}
         self._started: set[str] = set()
-        self.fence = _new_fence()
-        """What executions begin with; the server refuses requests with an earlier one."""
+        self._fence = fence
         self._count = 0
         self._calls: deque[tuple[Call[list[Claim] | None], int, str]] = deque()
         """Requests on their way: the call, the number of jobs, and how their executions begin."""
@@ -59,7 +60,7 @@ class Claims:
     def request(self, limit: int) -> None:
         """Ask the server for up to `limit` jobs; `receive` has the answer."""
         self._count += 1
-        execution = f"{self.fence}{self._count:x}x"
+        execution = f"{self._fence}{self._count:x}x"
         call = self._broker.claim(self._node, self._queues, limit, execution)
         self._calls.append((call, limit, execution))
 
@@ -94,7 +95,7 @@ class Claims:
         for call, *_ in self._calls:
             call.abandon()
         self._calls.clear()
-        self.fence = _new_fence()
+        self._fence.renew()
         self.doubtful = True
 
     def _task(self, claim: Claim) -> frames.Task:
@@ -149,8 +150,8 @@ class Claims:
 
     def _start(self, starts: list[tuple[Claim, float]]) -> None:
         if starts:
-            self._started.update(claim.execution for claim, _ in starts)
             self._broker.start(self._node, starts)
+            self._started.update(claim.execution for claim, _ in starts)
 
     def give_back(self, tasks: Iterable[frames.Task]) -> None:
         """Hand tasks that have not begun, or whose run was ended here, back to their queues."""
@@ -203,7 +204,3 @@ class Claims:
             for claim in self._broker.exhausted(self._node)
             if (claim.id, claim.execution) not in known
         ]
-
-
-def _new_fence() -> str:
-    return uuid.uuid4().hex[:12]

@@ -28,6 +28,7 @@ from farpool.shared.jobs import Claim
 from farpool.shared.signing import SECRET_VARIABLE as SECRET
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
+from farpool.worker.fence import Fence
 from farpool.worker.finisher import Finisher
 from farpool.worker.janitor import recover
 from farpool.worker.memory import LOOK_SECONDS, MemoryGuard
@@ -54,12 +55,13 @@ class Node:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self._broker = Broker(connect(config.url, retries=0))
+        self._fence = Fence()
         self._registration = Registration(
-            self._broker, config.name, config.queues, config.lease, config.processes
+            self._broker, config.name, config.queues, config.lease, config.processes, self._fence
         )
         self._dispatcher = Dispatcher(config.processes, config.child())
         self._claims = Claims(
-            self._broker, config.name, config.queues, config.url, config.max_attempts
+            self._broker, config.name, config.queues, config.url, config.max_attempts, self._fence
         )
         self._finisher = Finisher(self._broker, config.name)
         self._waiter = Waiter(self._broker.client, config.queues, self._dispatcher.pool)
@@ -100,15 +102,12 @@ class Node:
 
         Raises:
             StartError: the children cannot start, with the reason.
-            ConfigError: a live worker has this node's name.
+            ConfigError: a live worker has this node's name, or has taken it.
             ResponseError: the server's user lacks a right; others take over what is held.
         """
-        left = self._broker.leases().get(self.config.name)
-        if left is not None and left <= 0:
-            # A node of this name that is no more, whose lease this one is about to renew.
-            name, attempts = self.config.name, self.config.max_attempts
-            recover(self._broker, name, name, self._finisher, attempts)
         self._registration.register()
+        # What a node of this name that is no more has left.
+        self._recover(self.config.name)
         log.info(
             "node %s: %d processes on queues %s",
             self.config.name,
@@ -253,11 +252,12 @@ class Node:
     def _receive(self) -> None:
         if not self._claims.requested:
             return
+        dropped = self._broker.dropped
         tasks = self._claims.receive()
         if tasks is None:
             self._claim_at = time.monotonic() + SUSPENDED_SECONDS
             return
-        self._queues_empty = not tasks and not self._claims.refused
+        self._queues_empty = not (tasks or self._claims.refused or self._broker.dropped > dropped)
         self._finisher.refused(self._claims.refused)
         self._claims.refused.clear()
         if self._queues_empty:
@@ -278,15 +278,20 @@ class Node:
             started = self._claims.started()
             self._beat_at = now + min(self.config.lease / 3, _LOOK_SECONDS if started else math.inf)
             self._said_busy = self._dispatcher.busy
-            beat = self._registration.renew(self._said_busy, started, self._claims.fence)
+            beat = self._registration.renew(
+                self._said_busy, started, free=self._dispatcher.wanted(self._claims.requested) > 0
+            )
             self._kill_unwanted(beat.gone)
             self._follow_up(beat.follow_ups)
             if self._claims.doubtful:
                 self._reconcile()
             self._waiter.check()
             for lost in beat.lost if now >= self._judge_at else ():
-                name, attempts = self.config.name, self.config.max_attempts
-                recover(self._broker, name, lost, self._finisher, attempts, self._claims.fence)
+                self._recover(lost)
+
+    def _recover(self, lost: str) -> None:
+        name, attempts = self.config.name, self.config.max_attempts
+        recover(self._broker, name, lost, self._finisher, attempts, self._fence)
 
     def _kill_unwanted(self, gone: Collection[str]) -> None:
         """End the processes that run what a pool does not wait for any more."""
@@ -324,7 +329,7 @@ class Node:
         self._claims.doubt()
         self._beat_at = 0.0
         try:
-            self._registration.register_again()
+            self._registration.register()
         except (RedisError, OSError) as error:
             self._back_off(error)
 

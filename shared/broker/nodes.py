@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -66,6 +67,8 @@ def _completed(reply: list[Any]) -> Completed:
 class NodeBroker(BaseBroker):
     """Claims jobs, records what became of them, and keeps what others may take over."""
 
+    dropped = 0
+    """What was taken from queues and is not to be run: it expired, or was canceled."""
     refused = 0
     """What waited in queues, or was in streams, and was nothing that could be worked with."""
 
@@ -97,7 +100,9 @@ class NodeBroker(BaseBroker):
             for refused in reply[1]:
                 self.refused += 1
                 log.error("dropped %r, which waited in a queue and is no job", text(refused))
-            return [self._checked(job) for job in reply[2:]]
+            jobs = [self._checked(job) for job in reply[3:]]
+            self.dropped += reply[2] - len(jobs)
+            return jobs
 
         return Call(self.client, self._claim, names, args, read)
 
@@ -230,16 +235,16 @@ class NodeBroker(BaseBroker):
         return self._script("recover")
 
     def recover(
-        self, node: str, lost: str, max_attempts: int, fence: str = ""
+        self, node: str, lost: str, max_attempts: int, fence: str
     ) -> tuple[int, list[Claim]] | None:
-        """Take over what a node held whose lease has ended.
+        """Take over what a node held whose lease has ended, or a predecessor of the same name.
 
         Args:
             fence: that of `node`; a call that comes when it has another one does nothing.
 
         Returns:
             The number of jobs given back to their queues, and those that have had all their
-            attempts, now claimed by `node`; None if the lease has not ended after all.
+            attempts, now claimed by `node`; None if there is nothing to take over.
         """
         names = [
             keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost),
@@ -270,21 +275,24 @@ class NodeBroker(BaseBroker):
         return self._script("heartbeat")
 
     def heartbeat(
-        self, node: str, lease: float, worker_ttl: int, busy: bool, started: Iterable[Claim],
-        fence: str = "",
+        self, node: str, lease: float, keep: int, busy: bool, started: Iterable[Claim],
+        fence: str, *, free: bool = False,
     ) -> Beat | None:  # fmt: skip
         """Renew a node's lease for all it holds.
 
         Args:
-            fence: from now on a request with another one is refused, however late it arrives.
+            lease: seconds that others wait for the next one.
+            keep: seconds to keep RQ's record of the node.
+            fence: from now on a request with an earlier one is refused, however late it arrives.
+            free: a child has nothing to do, so this node comes first where there is more to do.
 
         Returns:
             None if this node must register (again).
         """
         names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
         args: list[Any] = [
-            node, repr(lease), worker_ttl, iso(time.time()), "busy" if busy else "idle",
-            keys.PREFIX, ABANDONED_SECONDS, fence,
+            node, repr(lease), keep, iso(time.time()), "busy" if busy else "idle",
+            keys.PREFIX, ABANDONED_SECONDS, fence, "1" if free else "",
         ]  # fmt: skip
         for claim in started:
             args += (claim.id, claim.execution, claim.queue)
@@ -298,16 +306,38 @@ class NodeBroker(BaseBroker):
                 self.client.zrem(keys.NODES, name)
         return Beat(*([i.decode() for i in found if is_text(i)] for found in (lost, gone, due)))
 
-    def lease(self, node: str, seconds: float, processes: int) -> None:
-        """Give a node a lease, so that it may hold claims, and say how many processes it has."""
-        if self.client.type(keys.NODES) not in (b"none", b"zset"):
-            self.client.delete(keys.NODES)
-        self.client.hset(keys.worker(node), "farpool_processes", processes)
-        self.client.zadd(keys.NODES, {node: self._now() + seconds})
+    @cached_property
+    def _register(self) -> Script:
+        return self._script("register")
 
-    def end_lease(self, node: str) -> None:
-        """Remove the lease of a node that holds nothing any more."""
-        self.client.zrem(keys.NODES, node)
+    def register(
+        self, node: str, queues: Sequence[str], lease: float, keep: int, fence: str,
+        record: Mapping[str, str | int],
+    ) -> bool:  # fmt: skip
+        """Give a node a lease, so that it may hold claims, and a record among RQ's workers.
+
+        Args:
+            record: fields of RQ's hash of a worker.
+
+        Returns:
+            False if a live worker has the name.
+        """
+        sets = [keys.WORKERS, *map(keys.workers, queues)]
+        fields = itertools.chain.from_iterable(record.items())
+        args = [node, repr(lease), keep, fence, *fields]
+        return bool(self._register([keys.NODES, keys.worker(node), *sets], args))
+
+    @cached_property
+    def _unregister(self) -> Script:
+        return self._script("unregister")
+
+    def unregister(self, node: str, queues: Sequence[str], fence: str) -> None:
+        """Take the leave of a node; what it holds is for others to take over."""
+        names = [
+            keys.NODES, keys.worker(node), keys.worker_executions(node), keys.claims(node),
+            keys.WORKERS, *map(keys.workers, queues),
+        ]  # fmt: skip
+        self._unregister(names, [node, fence, iso(time.time())])
 
     def output(self, lines: Sequence[tuple[str, str, int, str]]) -> None:
         """Send what tasks printed, each as (session, host, pid, text), to their callers."""

@@ -7,9 +7,9 @@
 --       with the node's fence,
 --       5 prefix of the hashes of sessions, 6 "1" to return signatures, else "",
 --       then the name of each queue
--- Returns: {-1} the node has no lease and must register first, or has put up another fence since
---          it sent this and waits for it no more; {0} workers are suspended;
---          {1, {id of what waited and is no job, ...}, job, ...} with each job = {id, execution,
+-- Returns: {-1} the node has no lease and must register first, or another fence than this call;
+--          {0} workers are suspended;
+--          {1, {id of what waited and is no job, ...}, number of ids taken, job, ...} with each job = {id, execution,
 --          queue, lifecycle, fields, signature or nil} and fields = {data, timeout, result_ttl,
 --          failure_ttl, description, tag}, to which the rest that is signed is added if the
 --          signature is asked for and there is no tag: three callbacks and the webhooks
@@ -28,7 +28,7 @@ if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
   return {-1}
 end
 local fence = call('HGET', KEYS[4], 'farpool_fence')
-if type(fence) == 'string' and string.sub(ARGV[4], 1, #fence) ~= fence then
+if type(fence) ~= 'string' or string.sub(ARGV[4], 1, #fence) ~= fence then
   return {-1}
 end
 if redis.call('TYPE', KEYS[2]).ok ~= 'hash' then
@@ -39,9 +39,8 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   return {0}
 end
 local limit = tonumber(ARGV[2])
-local claims = {}
 local refused = {}
-local reply = {1, refused}
+local reply = {1, refused, 0}
 
 -- Whether RQ's own code has more to do around the job than to call it.
 local function lifecycle(key)
@@ -65,6 +64,7 @@ local function abandoned(tag)
   return known[tag]
 end
 
+local taken = {}
 local signed = ARGV[6] ~= ''
 local names = {'data', 'timeout', 'result_ttl', 'failure_ttl', 'description', 'farpool'}
 local TTL, STATUS, SIGNATURE = 7, 8, 9
@@ -77,15 +77,18 @@ end
 for k = 5, #KEYS do
   local queue = ARGV[k + 2]
   -- A queue that is no list has no jobs: the error is a table without any.
-  local ids = limit > 0 and call('LPOP', KEYS[k], limit) or {}
+  local ids = limit > 0 and call('LRANGE', KEYS[k], 0, limit - 1) or {}
+  local claims = {}
   for _, id in ipairs(ids) do
     local key = ARGV[3] .. id
     local job = call('HMGET', key, unpack(names))
     local ttl, status, signature = job[TTL], job[STATUS], job[SIGNATURE]
     -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
-    -- is running already and what is no job: its key is no hash, or its id is none that RQ takes.
+    -- is running already or waited twice, and what is no job: its key is no hash, or its id is none
+    -- that RQ takes.
     local sound = not job.err and #id <= LONGEST and string.match(id, '^[%w_-]+$')
-    local wanted = sound and job[1] and status ~= 'canceled' and status ~= 'started'
+    local wanted = sound and not taken[id] and job[1] and status ~= 'canceled'
+      and status ~= 'started'
     if not sound then
       refused[#refused + 1] = id
     elseif wanted and job[6] and abandoned(job[6]) then
@@ -102,6 +105,7 @@ for k = 5, #KEYS do
         job[7], job[8], job[9], job[10] = unpack(call('HMGET', key, 'success_callback_name',
           'failure_callback_name', 'stopped_callback_name', 'webhooks'))
       end
+      taken[id] = true
       local execution = ARGV[4] .. #reply
       claims[#claims + 1] = id
       claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
@@ -109,9 +113,14 @@ for k = 5, #KEYS do
       reply[#reply + 1] = {id, execution, queue, job[6] and job[6] ~= '' and '' or lifecycle(key), job, signature}
     end
   end
+  for first = 1, #claims, 1000 do
+    redis.call('HSET', KEYS[2], unpack(claims, first, math.min(first + 999, #claims)))
+  end
+  if #ids > 0 then
+    -- Last, so that what fails before, for the lack of a right, loses nothing.
+    redis.call('LTRIM', KEYS[k], #ids, -1)
+  end
+  reply[3] = reply[3] + #ids
   limit = limit - #ids
-end
-for first = 1, #claims, 1000 do
-  redis.call('HSET', KEYS[2], unpack(claims, first, math.min(first + 999, #claims)))
 end
 return reply

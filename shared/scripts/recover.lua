@@ -5,8 +5,10 @@
 -- KEYS: 1 leases of the nodes, 2 claims of the lost node, 3 claims of the calling node,
 --       4 RQ's executions of the lost node, 5 RQ's hash of the calling worker
 -- ARGV: 1 RQ's key prefix, 2 the lost node, 3 attempts of a job whose producer said nothing of it,
---       4 the caller's fence, or "" if it has none yet
--- Returns: {0} the lease has not ended after all, or the caller waits for this call no more; {1, jobs given back, exhausted, ...} with each
+--       4 the caller's fence
+-- A node that has just registered does so with its own claims, which are a predecessor's.
+-- Returns: {0} the lease has not ended after all, another node was faster, or the caller waits for
+--          this call no more; {1, jobs given back, exhausted, ...} with each
 --          exhausted job = {id, execution, queue, tag}, now claimed by the caller, to be failed
 -- A key of another type costs no more than what would be written there: what failed halfway would
 -- leave jobs in two places.
@@ -18,13 +20,25 @@ local function call(...)
   end
   return reply
 end
+-- Whether RQ's code has ended an execution, of which its registry knows no more, and put the job
+-- where it belongs: only what it retries or repeats is in a queue then.
+local function ended_by_rq(job, status)
+  if status == 'queued' or status == 'started' then
+    local again = call('HMGET', job, 'retries_left', 'repeats_left', 'number_of_retries')
+    return again[1] or again[2] or again[3]
+  end
+  return status == 'finished' or status == 'failed'
+end
+
 local prefix, lost, fence = ARGV[1], ARGV[2], ARGV[4]
-if fence ~= '' and call('HGET', KEYS[5], 'farpool_fence') ~= fence then
+if call('HGET', KEYS[5], 'farpool_fence') ~= fence then
   return {0}
 end
+local own = KEYS[2] == KEYS[3]
 local lease = call('ZSCORE', KEYS[1], lost)
 local now = call('TIME')
-if type(lease) == 'string' and tonumber(lease) > tonumber(now[1]) + tonumber(now[2]) / 1e6 then
+local over = type(lease) == 'string' and tonumber(lease) <= tonumber(now[1]) + tonumber(now[2]) / 1e6
+if not own and not over then
   return {0}
 end
 if call('TYPE', KEYS[3]).ok ~= 'hash' then
@@ -40,7 +54,10 @@ for i = 1, #flat, 2 do
   local status = queue and call('HGET', job, 'status')
   if state == 's' then
     local member = id .. ':' .. execution
-    call('ZREM', prefix .. ':wip:' .. queue, member)
+    if call('ZREM', prefix .. ':wip:' .. queue, member) == 0 and ended_by_rq(job, status) then
+      call('ZADD', prefix .. ':farpool:follow_ups', now[1], id)
+      status = nil
+    end
     call('DEL', prefix .. ':execution:' .. member)
     call('ZREM', prefix .. ':executions:' .. id, execution)
   end
@@ -73,17 +90,16 @@ for i = 1, #flat, 2 do
     end
   end
 end
-if KEYS[2] == KEYS[3] then
-  -- A node that takes over from one of its own name; until it renews the lease, others may too.
+if own then
   for i = 1, #flat, 2 do
     if not kept[flat[i]] then
       call('HDEL', KEYS[2], flat[i])
     end
   end
-else
-  call('ZREM', KEYS[1], lost)
-  call('DEL', KEYS[2])
+  return reply
 end
+call('ZREM', KEYS[1], lost)
+call('DEL', KEYS[2])
 -- Its entry among RQ's workers; a node that comes back registers anew.
 local worker = prefix .. ':worker:' .. lost
 local queues = call('HGET', worker, 'queues')

@@ -13,6 +13,16 @@ local function call(...)
   end
   return reply
 end
+-- Whether RQ's code has ended an execution, of which its registry knows no more, and put the job
+-- where it belongs: only what it retries or repeats is in a queue then.
+local function ended_by_rq(job, status)
+  if status == 'queued' or status == 'started' then
+    local again = call('HMGET', job, 'retries_left', 'repeats_left', 'number_of_retries')
+    return again[1] or again[2] or again[3]
+  end
+  return status == 'finished' or status == 'failed'
+end
+
 local prefix = ARGV[1]
 local exhausted = {}
 for at = #ARGV - 3, 2, -4 do
@@ -26,17 +36,20 @@ for at = #ARGV - 3, 2, -4 do
       exhausted[#exhausted + 1] = id
     end
   elseif started or claim == 'c ' .. rest then
-    local exhausts = false
+    local status = call('HGET', job, 'status')
+    local exhausts, ended = false, false
     if started then
       local member = id .. ':' .. execution
-      call('ZREM', prefix .. ':wip:' .. queue, member)
+      ended = call('ZREM', prefix .. ':wip:' .. queue, member) == 0 and ended_by_rq(job, status)
       call('DEL', prefix .. ':execution:' .. member)
       call('ZREM', prefix .. ':executions:' .. id, execution)
       call('SREM', KEYS[2], member)
     end
-    local status = call('HGET', job, 'status')
     -- Any other status means that RQ's maintenance or a user decided meanwhile.
-    local wanted = status == 'queued' or status == 'started'
+    local wanted = not ended and (status == 'queued' or status == 'started')
+    if ended then
+      call('ZADD', prefix .. ':farpool:follow_ups', call('TIME')[1], id)
+    end
     if wanted and allowed ~= '' then
       local attempts = call('HINCRBY', job, 'farpool_attempts', 1)
       -- What is no number has been meddled with.

@@ -16,6 +16,7 @@ from farpool.shared.broker import Broker
 from tests.support import tasks, transitions
 from tests.support.load import Load
 from tests.support.nodes import NodeProcess
+from tests.support.transitions import drop_lease, give_lease
 from tests.support.waiting import wait_for
 
 Start = Callable[..., NodeProcess]
@@ -63,7 +64,7 @@ def test_registries_are_not_cleaned_by_a_clock_that_is_off(
     url: str, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = Broker(client)
-    broker.lease("a", 60, 1)
+    give_lease(broker.client, "a", 60, 1)
     transitions.add(broker, "j")
     transitions.start(broker, "a", *transitions.take(broker))
     lifecycle.maintain(url, "a", ["low"])
@@ -73,5 +74,5 @@ def test_registries_are_not_cleaned_by_a_clock_that_is_off(
         lifecycle.maintain(url, "a", ["low"])
     assert transitions.running(client) == ["j"]
     monkeypatch.undo()
-    broker.end_lease("a")
+    drop_lease(broker.client, "a")
     client.flushall()

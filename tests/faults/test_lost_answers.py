@@ -16,6 +16,7 @@ from farpool.shared.broker import Broker
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.relay import relay
+from tests.support.transitions import FENCE, give_lease
 from tests.support.waiting import wait_for
 
 
@@ -45,8 +46,8 @@ def test_the_taking_over_of_what_may_run_at_most_once(
     with Pool(url=url) as pool:
         result = pool.apply_async(tasks.append, (str(path), "once"), at_most_once=True)
         wait_for(lambda: client.llen(keys.queue("default")))
-        broker.lease("lost", 60, 1)
-        assert len(broker.claim("lost", ["default"], 1, "takenover").result() or []) == 1
+        give_lease(broker.client, "lost", 60, 1)
+        assert len(broker.claim("lost", ["default"], 1, f"{FENCE}takenover").result() or []) == 1
         client.zadd(keys.NODES, {"lost": time.time() - 1})
         with node_that_misses(url, b"takenover") as node:
             with pytest.raises(WorkerLostError, match="was lost"):

@@ -20,7 +20,7 @@ from farpool.shared.broker import Broker
 from tests.support import tasks
 from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
-from tests.support.transitions import complete, completion, take
+from tests.support.transitions import complete, completion, drop_lease, give_lease, take
 from tests.support.waiting import wait_for
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
@@ -72,10 +72,10 @@ def test_the_follow_up_of_a_job_outlives_its_node(start: Start, url: str, client
     queue, broker = Queue("low", url=url), Broker(client)
     first = queue.enqueue(tasks.square, 2)
     second = queue.enqueue(tasks.square, 3, depends_on=first)
-    broker.lease("lost", 60, 1)
+    give_lease(broker.client, "lost", 60, 1)
     [claim] = take(broker, "lost")
     complete(broker, "lost", completion(claim))
-    broker.end_lease("lost")
+    drop_lease(broker.client, "lost")
     client.delete(keys.worker("lost"))
     client.zincrby(keys.FOLLOW_UPS, -60, first.id)
     start("next")

@@ -28,6 +28,7 @@ from farpool.shared.errors import NoResultError, PayloadError
 from farpool.shared.jobs import NewJob, Tag
 from tests.support import odd, tasks
 from tests.support.nodes import NodeProcess
+from tests.support.transitions import give_lease
 
 DONE = pickle.dumps(([1, 4], {}, 0.5))
 
@@ -187,7 +188,7 @@ def test_what_came_back_of_no_known_shape_fails_the_call(
 def test_info_shows_what_can_be_read(record: dict[Any, Any], name: bytes) -> None:
     client = FakeRedis()
     broker = Broker(client)
-    broker.lease("a", 60, 2)
+    give_lease(broker.client, "a", 60, 2)
     client.hset(keys.worker("a"), mapping={"name": "other", **record})
     client.zadd(keys.NODES, {name: 1e12, b"no_hash": 1e12})
     client.set(keys.worker("no_hash"), "something else")

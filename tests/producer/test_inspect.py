@@ -10,6 +10,7 @@ from farpool.producer.inspect import NodeInfo, overview
 from farpool.shared import keys
 from farpool.shared.broker import Broker
 from tests.support import tasks
+from tests.support.transitions import give_lease
 
 
 def test_an_empty_server() -> None:
@@ -25,7 +26,7 @@ def test_live_nodes_and_jobs_by_state() -> None:
             keys.worker(name),
             mapping={"queues": "high,low", "state": "idle", "successful_job_count": 7},
         )
-        broker.lease(name, lease, 4)
+        give_lease(broker.client, name, lease, 4)
     queue = Queue("low", connection=client)
     for _ in range(3):
         queue.enqueue(tasks.square, 1)
@@ -45,5 +46,5 @@ def test_processes_are_those_of_live_nodes_that_serve_the_queue() -> None:
     broker = Broker(FakeRedis())
     for name, queues, processes in (("a", "high,low", 2), ("b", "low", 3)):
         broker.client.hset(keys.worker(name), "queues", queues)
-        broker.lease(name, 60, processes)
+        give_lease(broker.client, name, 60, processes)
     assert [broker.processes(queue) for queue in ("high", "low", "none", None)] == [2, 5, 0, 5]

@@ -301,7 +301,7 @@ def without(admin: Redis, server: str) -> Iterator[Callable[[str, str], str]]:
     set_users(admin, documented(RIGHTS))
 
 
-@pytest.mark.parametrize("command", ["blmove", "lpop", "evalsha", "zscore", "sadd"])
+@pytest.mark.parametrize("command", ["blmove", "lrange", "evalsha", "zscore", "sadd"])
 def test_a_node_that_lacks_a_right_ends_and_names_it(
     without: Callable[[str, str], str], server: str, command: str
 ) -> None:

@@ -135,7 +135,9 @@ def test_the_document_names_each_script_and_state() -> None:
     calls = {name for _, name, _ in documented()}
     scripts = {path.name for path in (ROOT / "shared" / "scripts").glob("*.lua")}
     assert calls - {"Broker.cancel", "Job.cancel", "Job.delete", "expiry"} == scripts - {
-        "heartbeat.lua"
+        "heartbeat.lua",
+        "register.lua",
+        "unregister.lua",
     }
     states = {state for before, _, after in documented() for state in (before, after)}
     assert states == described()

@@ -13,6 +13,7 @@ from rq.registry import StartedJobRegistry
 from farpool.shared import keys
 from farpool.shared.broker import Broker
 from farpool.shared.jobs import Claim, Tag
+from farpool.worker.fence import Fence
 from farpool.worker.registration import Registration
 from tests.support.lifecycle import Expected, Transition, documented
 from tests.support.transitions import held
@@ -39,17 +40,18 @@ class Ledger(RuleBasedStateMachine):
         client.flushall()
         self.client = client
         self.broker = Broker(client)
+        self.fences = {name: Fence() for name in NODES}
+        self.earliest = {name: str(fence) for name, fence in self.fences.items()}
+        self.shown = dict(self.earliest)
+        """The fence of each node that the server knows."""
         self.registrations = {
-            name: Registration(self.broker, name, [QUEUE], 60, 2) for name in NODES
+            name: Registration(self.broker, name, [QUEUE], 60, 2, self.fences[name])
+            for name in NODES
         }
         for registration in self.registrations.values():
             registration.register()
         self.leases = dict.fromkeys(NODES, True)
         """Of each node that is registered, whether its lease goes on."""
-        self.fences = {node: [f"{node}000"] for node in NODES}
-        """All that a node ever had, the present one last."""
-        self.shown: dict[str, str] = {}
-        """Of each node that has renewed its lease, the fence that the server knows."""
         self.session = False
         self.jobs: dict[str, Expected] = {}
         self.waiting: list[str] = []
@@ -68,7 +70,7 @@ class Ledger(RuleBasedStateMachine):
 
     def fence(self, node: str, late: bool) -> str:
         """Return what a node's call begins with, which may be one that it sent long ago."""
-        return self.fences[node][0 if late else -1]
+        return self.earliest[node] if late else str(self.fences[node])
 
     def holds(self, node: str, claim: Claim) -> bool:
         job = self.jobs[claim.id]

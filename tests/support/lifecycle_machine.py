@@ -14,7 +14,10 @@ from rq.job import Job
 from farpool.shared import keys
 from farpool.shared.broker import LeaseEndedError, NotRegisteredError
 from farpool.shared.broker.failed import FailedBroker
+from farpool.shared.errors import ConfigError
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag
+from farpool.worker.fence import Fence
+from farpool.worker.registration import Registration
 from tests.support.lifecycle import Expected
 from tests.support.lifecycle_ledger import (
     ATTEMPTS,
@@ -106,7 +109,7 @@ class Lifecycle(Ledger):
     def claim(self, node: str, limit: int, late: bool) -> Any:
         fence = self.fence(node, late)
         call = self.broker.claim(node, [QUEUE], limit, f"{fence}{next(self.numbers)}x")
-        if node not in self.leases or self.shown.get(node, fence) != fence:
+        if node not in self.leases or self.shown[node] != fence:
             with pytest.raises(NotRegisteredError):
                 call.result()
             return multiple()
@@ -134,7 +137,8 @@ class Lifecycle(Ledger):
         node, claim = taken
         job = self.jobs[claim.id]
         gone = self.broker.start(node, [(claim, time.time())])
-        if self.holds(node, claim) and job.status in ("queued", "started"):
+        live = self.holds(node, claim) and not job.exhausted
+        if live and job.status in ("queued", "started"):
             assert not gone
             if not job.started:
                 job.status, job.started, job.recorded = "started", True, True
@@ -214,31 +218,47 @@ class Lifecycle(Ledger):
     )
     def renew(self, node: str, busy: bool, taken: list[tuple[str, Claim]], doubtful: bool) -> None:
         if doubtful:
-            self.fences[node].append(f"{node}{next(self.numbers):03}")
-        fence = self.fence(node, False)
+            self.fences[node].renew()
         registration = self.registrations[node]
         shown = [claim for _, claim in taken]
         if node in self.leases:
-            lost, gone, _ = registration.renew(busy, shown, fence)
-            self.leases[node], self.shown[node] = True, fence
+            lost, gone, _ = registration.renew(busy, shown)
+            self.leases[node] = True
             assert sorted(lost) == [name for name in NODES if self.leases.get(name) is False]
             over = (None, "canceled")
             assert gone == [claim.id for claim in shown if self.jobs[claim.id].status in over]
         else:
             with pytest.raises(NotRegisteredError):
-                registration.renew(busy, shown, fence)
-            registration.register_again()
-            self.shown.pop(node, None)
+                registration.renew(busy, shown)
+            registration.register()
             self.leases[node] = True
+        self.shown[node] = str(self.fences[node])
+
+    @rule(node=nodes)
+    def renew_late(self, node: str) -> None:
+        if self.earliest[node] != self.shown[node]:
+            fence = self.earliest[node]
+            assert self.broker.heartbeat(node, 60, 60, False, [], fence) is None
+
+    @rule(node=nodes)
+    def take_a_name(self, node: str) -> None:
+        """Whoever has the name of a live node does not come far."""
+        if self.leases.get(node):
+            other = Registration(self.broker, node, [QUEUE], 60, 2, Fence())
+            with pytest.raises(ConfigError):
+                other.register()
+            with pytest.raises(NotRegisteredError):
+                other.renew(False, [])
+            other.unregister()
 
     @precondition(lambda self: self.leases)
     @rule(target=claims, heir=nodes, lost=nodes, times=st.integers(1, 2), late=st.booleans())
     def recover(self, heir: str, lost: str, times: int, late: bool) -> Any:
         if heir not in self.leases or heir == lost:
             return multiple()
-        fence = self.fence(heir, late) if heir in self.shown else ""
+        fence = self.fence(heir, late)
         found = self.broker.recover(heir, lost, ATTEMPTS, fence)
-        if self.leases.get(lost) or self.shown.get(heir, "") != fence:
+        if self.leases.get(lost, True) or self.shown[heir] != fence:
             assert found is None
             return multiple()
         assert found is not None
@@ -246,7 +266,7 @@ class Lifecycle(Ledger):
         if times > 1:
             # By another heir, or by the same one again.
             again = next((name for name in self.leases if name != heir), heir)
-            assert self.broker.recover(again, lost, ATTEMPTS) == (0, [])
+            assert self.broker.recover(again, lost, ATTEMPTS, self.shown[again]) is None
         released, exhausted = found
         back, given_up = set(), set()
         for name in [n for n, job in self.jobs.items() if job.holder == lost]:

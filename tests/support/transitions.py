@@ -20,6 +20,7 @@ from farpool.shared.broker import (
 )
 from farpool.shared.call import Call
 from farpool.shared.jobs import Claim, Completion, NewJob, Tag
+from farpool.worker.fence import Fence
 
 QUEUES = ("high", "low")
 CALL = pickle.dumps(("tests.support.tasks.add", None, (3,), {"b": 4}))
@@ -27,7 +28,9 @@ PLAIN = Tag()
 SESSION = Tag("5e55", announce=True)
 CHUNK = Tag("5e55", announce=True, chunk=True)
 
-_executions = (f"x{number}x" for number in itertools.count())
+FENCE = Fence()
+"""That of all nodes in these tests."""
+_executions = (f"{FENCE}{number}x" for number in itertools.count())
 
 
 def held(broker: Broker, node: str) -> list[Claim]:
@@ -94,6 +97,17 @@ def job(client: Redis, job_id: str) -> Job:
 def running(client: Redis) -> list[str]:
     """Ids of the jobs that RQ takes for started."""
     return StartedJobRegistry("low", connection=client).get_job_ids()
+
+
+def give_lease(client: Redis, node: str, seconds: float = 60, processes: int = 1) -> None:
+    """Let a node hold claims, of which RQ knows nothing."""
+    fields = ("farpool_processes", processes, "farpool_fence", str(FENCE))
+    client.hset(keys.worker(node), items=list(fields))
+    client.zadd(keys.NODES, {node: time.time() + seconds})
+
+
+def drop_lease(client: Redis, node: str) -> None:
+    client.zrem(keys.NODES, node)
 
 
 def end_lease(client: Redis, node: str) -> None:

@@ -15,23 +15,29 @@ from farpool.shared.broker import Broker, NotRegisteredError
 from farpool.shared.connection import READ_SECONDS
 from farpool.shared.jobs import Tag
 from farpool.worker.claims import Claims
+from farpool.worker.fence import Fence
 from farpool.worker.registration import Registration
-from tests.support.transitions import QUEUES, add, complete, completion, take
+from tests.support.transitions import QUEUES, add, complete, completion, give_lease, take
 from tests.support.waiting import wait_for
 
 
 @pytest.fixture
-def broker(client: Redis) -> Iterator[Broker]:
+def fence() -> Fence:
+    return Fence()
+
+
+@pytest.fixture
+def broker(client: Redis, fence: Fence) -> Iterator[Broker]:
     broker = Broker(client)
-    node = Registration(broker, "a", QUEUES, 60, 1)
+    node = Registration(broker, "a", QUEUES, 60, 1, fence)
     node.register()
     yield broker
     node.unregister()
 
 
 @pytest.fixture
-def claims(broker: Broker, url: str) -> Claims:
-    claims = Claims(broker, "a", QUEUES, url, 3)
+def claims(broker: Broker, url: str, fence: Fence) -> Claims:
+    claims = Claims(broker, "a", QUEUES, url, 3, fence)
     # From now on the server knows the script.
     claims.request(1)
     assert claims.receive() == []
@@ -75,13 +81,16 @@ def test_what_was_claimed_and_never_answered_goes_back(
     assert client.llen(keys.queue("low")) == 2
 
 
-def test_what_the_server_comes_to_late_is_refused(broker: Broker, claims: Claims) -> None:
+def test_what_the_server_comes_to_late_is_refused(
+    broker: Broker, claims: Claims, fence: Fence
+) -> None:
     add(broker, "a")
-    late, waited_for = claims.fence, broker.claim("a", QUEUES, 1, f"{claims.fence}0x")
+    late, waited_for = str(fence), broker.claim("a", QUEUES, 1, f"{fence}0x")
     assert [claim.id for claim in waited_for.result() or []] == ["a"]
     claims.doubt()
     claims.reconcile([])
-    broker.heartbeat("a", 60, 60, False, [], claims.fence)
+    assert broker.heartbeat("a", 60, 60, False, [], str(fence)) is not None
+    assert broker.heartbeat("a", 60, 60, False, [], late) is None
     with pytest.raises(NotRegisteredError):
         broker.claim("a", QUEUES, 1, f"{late}1x").result()
     assert broker.recover("a", "b", 1, late) is None
@@ -90,13 +99,15 @@ def test_what_the_server_comes_to_late_is_refused(broker: Broker, claims: Claims
     claims.give_back_all()
 
 
-def test_what_was_to_be_failed_is_when_the_answer_was_lost(broker: Broker, claims: Claims) -> None:
+def test_what_was_to_be_failed_is_when_the_answer_was_lost(
+    broker: Broker, claims: Claims, fence: Fence
+) -> None:
     once = Tag("5e55", announce=True, once=True, attempts=1)
     add(broker, "a", tag=once)
-    broker.lease("lost", 60, 1)
+    give_lease(broker.client, "lost", 60, 1)
     take(broker, "lost")
     broker.client.zadd(keys.NODES, {"lost": time.time() - 1})
-    broker.recover("a", "lost", 3)
+    broker.recover("a", "lost", 3, str(fence))
     [exhausted] = claims.reconcile([])
     assert (exhausted.id, exhausted.queue, exhausted.tag) == ("a", "low", once)
     # It has not gone back to be run again, and is told until its end is on the way.

@@ -11,14 +11,14 @@ from farpool.shared.broker import (
     Broker,
 )
 from farpool.worker.registration import Registration
-from tests.support.transitions import QUEUES, held
+from tests.support.transitions import FENCE, QUEUES, held
 
 
 @pytest.fixture
 def broker(client: Redis) -> Iterator[Broker]:
     """A broker with two registered nodes, a and b, that give back what they hold at the end."""
     broker = Broker(client)
-    nodes = [Registration(broker, name, QUEUES, 60, 2) for name in "ab"]
+    nodes = [Registration(broker, name, QUEUES, 60, 2, FENCE) for name in "ab"]
     for node in nodes:
         node.register()
     yield broker

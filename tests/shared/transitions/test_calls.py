@@ -15,6 +15,7 @@ from farpool.shared.broker import (
 )
 from farpool.shared.connection import connect
 from tests.support.transitions import (
+    FENCE,
     add,
     ask,
     complete,
@@ -36,14 +37,14 @@ def test_every_script_is_loaded_again(broker: Broker, client: Redis) -> None:
     client.script_flush()
     assert start(broker, "a", *claims) == set()
     client.script_flush()
-    assert broker.heartbeat("a", 60, 60, True, claims) == ([], [], [])
+    assert broker.heartbeat("a", 60, 60, True, claims, str(FENCE)) == ([], [], [])
     client.script_flush()
     assert broker.release("a", claims[:1], max_attempts=1) == set()
     client.script_flush()
     assert complete(broker, "a", completion(claims[1])) == 0
     end_lease(client, "a")
     client.script_flush()
-    assert broker.recover("b", "a", 1) == (0, [])
+    assert broker.recover("b", "a", 1, str(FENCE)) == (0, [])
     assert waiting(client) == "a"
     assert job(client, "b").get_status() == "finished"
 

@@ -21,6 +21,7 @@ from farpool.shared.jobs import Tag
 from tests.support import tasks
 from tests.support.transitions import (
     CHUNK,
+    FENCE,
     PLAIN,
     SESSION,
     add,
@@ -261,10 +262,15 @@ def test_jobs_on_which_others_depend_are_told(
     # Long enough for whoever enqueues the dependents.
     assert client.ttl(parent.dependents_key) == client.ttl(parent.key) == 60
     # If the reply is lost, or the node, another one hears of it later, one at a time.
-    assert broker.heartbeat("b", 60, 60, False, []) == ([], [], [])
+    assert broker.heartbeat("b", 60, 60, False, [], str(FENCE)) == ([], [], [])
     client.zincrby(keys.FOLLOW_UPS, -20, parent.id)
-    assert broker.heartbeat("b", 60, 60, False, []) == ([], [], [parent.id])
-    assert broker.heartbeat("a", 60, 60, False, []) == ([], [], [])
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) == ([], [], [])
+    for node, found in (("b", [parent.id]), ("a", [])):
+        beat = broker.heartbeat(node, 60, 60, False, [], str(FENCE), free=True)
+        assert beat == ([], [], found)
+    # Where no node has a child free, one that has none must do.
+    client.zincrby(keys.FOLLOW_UPS, -100, parent.id)
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) == ([], [], [parent.id])
     client.delete(keys.FOLLOW_UPS)
     child.delete()
 

@@ -26,6 +26,7 @@ from tests.support.transitions import (
     ask,
     complete,
     completion,
+    drop_lease,
     everything,
     ids,
     job,
@@ -192,7 +193,7 @@ def test_nothing_is_taken_while_rq_is_suspended(broker: Broker, client: Redis) -
 
 def test_without_a_lease_nothing_is_taken(broker: Broker, client: Redis) -> None:
     add(broker, "j")
-    broker.end_lease("a")
+    drop_lease(broker.client, "a")
     with pytest.raises(NotRegisteredError):
         ask(broker).result()
     assert waiting(client) == "j"

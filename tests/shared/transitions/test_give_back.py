@@ -17,6 +17,7 @@ from farpool.shared.broker import (
 )
 from farpool.shared.jobs import Tag
 from tests.support.transitions import (
+    FENCE,
     QUEUES,
     SESSION,
     add,
@@ -25,8 +26,10 @@ from tests.support.transitions import (
     complete,
     completion,
     delete_by_rq,
+    drop_lease,
     end_lease,
     everything,
+    give_lease,
     ids,
     job,
     running,
@@ -103,7 +106,7 @@ def test_attempts_of_a_lost_node(broker: Broker, client: Redis) -> None:
     add(broker, "d")
     start(broker, "a", *take(broker))
     end_lease(client, "a")
-    recovered = broker.recover("b", "a", MAX_ATTEMPTS)
+    recovered = broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE))
     assert recovered is not None
     released, exhausted = recovered
     assert (released, ids(exhausted)) == (2, "ac")
@@ -122,7 +125,7 @@ def test_what_may_run_once_is_not_redone_after_its_node_was_lost(
     add(broker, "b", tag=Tag("5e55", attempts=1))
     take(broker)
     end_lease(client, "a")
-    recovered = broker.recover("b", "a", MAX_ATTEMPTS)
+    recovered = broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE))
     assert recovered is not None
     released, exhausted = recovered
     # Neither was announced, and only for one of them that does not matter.
@@ -179,10 +182,10 @@ def test_what_had_its_last_attempt_has_no_other_when_the_heir_is_lost_too(
     add(broker, "j")
     start(broker, "a", *take(broker))
     end_lease(client, "a")
-    broker.recover("b", "a", 1)
+    broker.recover("b", "a", 1, str(FENCE))
     end_lease(client, "b")
-    broker.lease("a", 60, 2)
-    released, [exhausted] = broker.recover("a", "b", 1) or (0, [])
+    give_lease(broker.client, "a", 60, 2)
+    released, [exhausted] = broker.recover("a", "b", 1, str(FENCE)) or (0, [])
     assert (released, waiting(client)) == (0, "")
     assert complete(broker, "a", completion(exhausted, "lost", "failed")) == 0
 
@@ -191,7 +194,7 @@ def test_a_live_node_loses_nothing(broker: Broker, client: Redis) -> None:
     add(broker, "j")
     take(broker)
     before = everything(client)
-    assert broker.recover("b", "a", MAX_ATTEMPTS) is None
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) is None
     assert everything(client) == before
 
 
@@ -201,7 +204,7 @@ def test_what_a_lost_node_held_goes_to_the_head(broker: Broker, client: Redis) -
     claims = take(broker, limit=4)
     start(broker, "a", claims[0], claims[1])
     end_lease(client, "a")
-    assert broker.recover("b", "a", MAX_ATTEMPTS) == (4, [])
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) == (4, [])
     assert (waiting(client, "high"), waiting(client)[-1]) == ("h", "d")
     assert sorted(waiting(client)) == list("abcd")
     assert set(broker.statuses("habcd").values()) == {"queued"}
@@ -218,13 +221,13 @@ def test_only_what_had_started_is_charged(broker: Broker, client: Redis) -> None
         claims = {claim.id: claim for claim in take(broker, lost)}
         start(broker, lost, claims["a"])
         end_lease(client, lost)
-        assert broker.recover(heir, lost, MAX_ATTEMPTS) == (2, [])
+        assert broker.recover(heir, lost, MAX_ATTEMPTS, str(FENCE)) == (2, [])
         lost, heir = heir, lost
-        broker.lease(heir, 60, 2)
+        give_lease(broker.client, heir, 60, 2)
     claims = {claim.id: claim for claim in take(broker, lost)}
     start(broker, lost, claims["a"])
     end_lease(client, lost)
-    released, [exhausted] = broker.recover(heir, lost, MAX_ATTEMPTS) or (0, [])
+    released, [exhausted] = broker.recover(heir, lost, MAX_ATTEMPTS, str(FENCE)) or (0, [])
     assert released == 1
     assert waiting(client) == "b"
     assert (exhausted.id, exhausted.queue, exhausted.tag) == ("a", "low", SESSION)
@@ -249,7 +252,7 @@ def test_what_was_decided_meanwhile_stays_so(
     else:
         client.hset(keys.job("j"), "status", status)
     end_lease(client, "a")
-    assert broker.recover("b", "a", 1) == (0, [])
+    assert broker.recover("b", "a", 1, str(FENCE)) == (0, [])
     assert broker.statuses("j") == {"j": status}
     assert waiting(client) == ""
     assert not broker.claimed("a")
@@ -261,9 +264,9 @@ def test_rq_sees_a_lost_node_no_more(broker: Broker, client: Redis) -> None:
     start(broker, "a", *take(broker))
     end_lease(client, "a")
     assert broker.leases()["a"] < 0 < broker.leases()["b"]
-    assert broker.heartbeat("b", 60, 60, False, []) == (["a"], [], [])
+    assert broker.heartbeat("b", 60, 60, False, [], str(FENCE)) == (["a"], [], [])
     assert [node["name"] for node in broker.nodes()] == ["b"]
-    assert broker.recover("b", "a", MAX_ATTEMPTS) == (1, [])
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) == (1, [])
     # Read as they are: RQ's own look at its workers removes those that are gone.
     for name in ("rq:workers", *(f"rq:workers:{queue}" for queue in QUEUES)):
         assert client.smembers(name) == {keys.worker("b").encode()}
@@ -271,26 +274,29 @@ def test_rq_sees_a_lost_node_no_more(broker: Broker, client: Redis) -> None:
     assert broker.leases().keys() == {"b"}
     with pytest.raises(NotRegisteredError):
         ask(broker).result()
-    assert broker.heartbeat("a", 60, 60, False, []) is None
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) is None
     assert "a" not in broker.leases()
 
 
-def test_a_node_without_a_lease_is_lost(broker: Broker, client: Redis) -> None:
+def test_a_node_that_is_about_to_register_again_loses_nothing(
+    broker: Broker, client: Redis
+) -> None:
     add(broker, "j")
     take(broker)
-    broker.end_lease("a")
-    assert broker.recover("b", "a", MAX_ATTEMPTS) == (1, [])
-    assert waiting(client) == "j"
+    drop_lease(client, "a")
+    before = everything(client)
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) is None
+    assert everything(client) == before
 
 
 def test_a_heartbeat_renews_the_lease_even_late(broker: Broker, client: Redis) -> None:
     for _ in range(2):
-        assert broker.heartbeat("a", 20, 70, True, []) == ([], [], [])
+        assert broker.heartbeat("a", 20, 70, True, [], str(FENCE)) == ([], [], [])
         assert 19 < broker.leases()["a"] <= 20
         assert client.ttl(keys.worker("a")) == 70
         assert client.hget(keys.worker("a"), "state") == b"busy"
         end_lease(client, "a")
-    assert broker.heartbeat("a", 20, 70, False, []) == ([], [], [])
+    assert broker.heartbeat("a", 20, 70, False, [], str(FENCE)) == ([], [], [])
     assert client.hget(keys.worker("a"), "state") == b"idle"
 
 
@@ -306,7 +312,7 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
     for key, entry in lists.items():
         client.zadd(key, {entry: 1})
     client.expire("rq:executions:a", 2)
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], [], [])
+    assert broker.heartbeat("a", 60, 70, True, claims, str(FENCE)) == ([], [], [])
     assert client.ttl(execution.key) == ABANDONED_SECONDS
     assert client.ttl("rq:executions:a") == ABANDONED_SECONDS + 60
     for key, entry in lists.items():
@@ -316,28 +322,28 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
     assert not client.keys("rq:execution*:b*")
     assert client.ttl(keys.worker_executions("a")) == 70
     job(client, "a").cancel()
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"], [])
+    assert broker.heartbeat("a", 60, 70, True, claims, str(FENCE)) == ([], ["a"], [])
     job(client, "b").delete()
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a", "b"], [])
+    assert broker.heartbeat("a", 60, 70, True, claims, str(FENCE)) == ([], ["a", "b"], [])
     assert not client.exists("rq:wip:low")
 
 
 def test_without_a_lease_a_heartbeat_does_nothing(broker: Broker) -> None:
-    broker.end_lease("a")
-    assert broker.heartbeat("a", 60, 60, False, []) is None
+    drop_lease(broker.client, "a")
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) is None
     assert "a" not in broker.leases()
 
 
 def test_without_rqs_record_a_node_must_register(broker: Broker, client: Redis) -> None:
     client.delete(keys.worker("a"))
     before = broker.leases()["a"]
-    assert broker.heartbeat("a", 600, 60, False, []) is None
+    assert broker.heartbeat("a", 600, 60, False, [], str(FENCE)) is None
     assert broker.leases()["a"] <= before
     assert not client.exists(keys.worker("a"))
 
 
 def test_the_processes_of_live_nodes_are_counted(broker: Broker, client: Redis) -> None:
-    broker.lease("a", 60, 5)
+    give_lease(broker.client, "a", 60, 5)
     assert (broker.processes(), broker.processes("low"), broker.processes("x")) == (7, 7, 0)
     end_lease(client, "b")
     assert broker.processes() == 5
@@ -357,7 +363,7 @@ def test_fields_that_somebody_has_meddled_with_hold_up_nothing_else(
     take(broker)
     client.hset(keys.claims("a"), "d", "garbage")
     end_lease(client, "a")
-    recovered = broker.recover("b", "a", MAX_ATTEMPTS)
+    recovered = broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE))
     assert recovered is not None
     released, exhausted = recovered
     assert (released, ids(exhausted), waiting(client)) == (1, "a", "c")

@@ -15,6 +15,7 @@ from farpool.worker.registration import Registration
 from tests.support.transitions import (
     CALL,
     CHUNK,
+    FENCE,
     PLAIN,
     QUEUES,
     SESSION,
@@ -23,6 +24,7 @@ from tests.support.transitions import (
     complete,
     completion,
     delete_by_rq,
+    drop_lease,
     end_lease,
     ids,
     job,
@@ -84,7 +86,7 @@ def test_without_its_claims_a_node_can_do_nothing_late(broker: Broker, client: R
     assert complete(broker, "a", completion(a)) == 1
     assert broker.release("a", [b], lost=True, max_attempts=1) == set()
     end_lease(client, "a")
-    assert broker.recover("b", "a", MAX_ATTEMPTS) == (0, [])
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) == (0, [])
     assert not client.exists(keys.claims("a"))
 
 
@@ -118,18 +120,18 @@ def test_what_no_queue_takes_stays_claimed(broker: Broker, client: Redis, lost: 
 def test_a_node_with_something_left_keeps_its_lease_for_others(
     broker: Broker, client: Redis
 ) -> None:
-    node = Registration(broker, "c", QUEUES, 60, 2)
+    node = Registration(broker, "c", QUEUES, 60, 2, FENCE)
     node.register()
     add(broker, "j")
     take(broker, "c")
     node.unregister()
     end_lease(client, "c")
     spoil(client, LOW)
-    assert broker.recover("b", "c", MAX_ATTEMPTS) == (0, [])
+    assert broker.recover("b", "c", MAX_ATTEMPTS, str(FENCE)) == (0, [])
     assert list(broker.claimed("b")) == ["j"]
     end_lease(client, "b")
     client.delete(LOW)
-    assert broker.recover("a", "b", MAX_ATTEMPTS) == (1, [])
+    assert broker.recover("a", "b", MAX_ATTEMPTS, str(FENCE)) == (1, [])
     assert waiting(client) == "j"
     assert job(client, "j").get_status() == "queued"
 
@@ -145,8 +147,8 @@ def test_what_is_taken_over_is_in_one_place_whatever_else_is_wrong(
     for name in "ab":
         client.hset(keys.job(name), "farpool_attempts", 0)
     end_lease(client, "a")
-    assert broker.recover("b", "a", MAX_ATTEMPTS) == (2, [])
-    assert broker.recover("b", "a", MAX_ATTEMPTS) == (0, [])
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) == (2, [])
+    assert broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE)) is None
     assert sorted(waiting(client)) == ["a", "b"]
     assert not client.exists(keys.claims("a"))
     client.delete("rq:workers:low", "rq:workers", keys.worker("a"))
@@ -168,7 +170,7 @@ def test_garbled_claims_keep_nobody_from_taking_over(
     client.hset(keys.claims("a"), mapping={b"b": claim, b"\xff": b"c x low"})
     assert list(broker.claimed("a")) == ["a"]
     end_lease(client, "a")
-    recovered = broker.recover("b", "a", 1)
+    recovered = broker.recover("b", "a", 1, str(FENCE))
     assert recovered is not None
     released, exhausted = recovered
     assert released == 1
@@ -238,7 +240,7 @@ def test_what_runs_is_announced_beside_what_is_no_job_any_more(
     assert start(broker, "a", *claims) == {"a"}
     assert job(client, "c").get_status() == "started"
     spoil(client, "rq:execution:b:" + claims[1].execution)
-    assert broker.heartbeat("a", 60, 70, True, claims) == ([], ["a"], [])
+    assert broker.heartbeat("a", 60, 70, True, claims, str(FENCE)) == ([], ["a"], [])
     client.delete(keys.job("a"))
     complete(broker, "a", *map(completion, claims[1:]))
 
@@ -246,27 +248,27 @@ def test_what_runs_is_announced_beside_what_is_no_job_any_more(
 def test_leases_that_are_none_are_written_anew(broker: Broker, client: Redis) -> None:
     spoil(client, keys.NODES)
     assert broker.leases() == {}
-    assert broker.heartbeat("a", 60, 60, False, []) is None
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) is None
     with pytest.raises(NotRegisteredError):
         ask(broker).result()
     for name in "ab":
-        Registration(broker, name, QUEUES, 60, 2).register_again()
+        Registration(broker, name, QUEUES, 60, 2, FENCE).register()
     assert broker.leases().keys() == {"a", "b"}
 
 
 def test_a_record_of_rqs_that_is_none_is_written_anew(broker: Broker, client: Redis) -> None:
     spoil(client, keys.worker("a"))
-    assert broker.heartbeat("a", 60, 60, False, []) is None
-    Registration(broker, "a", QUEUES, 60, 2).register_again()
-    assert broker.heartbeat("a", 60, 60, False, []) == ([], [], [])
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) is None
+    Registration(broker, "a", QUEUES, 60, 2, FENCE).register()
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) == ([], [], [])
 
 
 def test_names_of_nodes_that_are_no_text_are_removed(broker: Broker, client: Redis) -> None:
     client.zadd(keys.NODES, {b"\xff\xfe": 1.0, b"lost": 1.0})
     assert broker.leases().keys() == {"a", "b", "lost"}
-    assert broker.heartbeat("a", 60, 60, False, []) == (["lost"], [], [])
+    assert broker.heartbeat("a", 60, 60, False, [], str(FENCE)) == (["lost"], [], [])
     assert client.zscore(keys.NODES, b"\xff\xfe") is None
-    broker.end_lease("lost")
+    drop_lease(broker.client, "lost")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_what_is_no_tag_says_nothing(broker: Broker, client: Redis, tag: bytes) 
     [claim] = take(broker)
     assert claim.tag == PLAIN
     end_lease(client, "a")
-    assert broker.recover("b", "a", 1) == (1, [])
+    assert broker.recover("b", "a", 1, str(FENCE)) == (1, [])
 
 
 def test_output_without_a_place_holds_up_nothing(
