@@ -159,7 +159,8 @@ class Child:
         name, instance, args, kwargs = payload.call_of(task.data)
         function = resolve(name, instance)
         job = current_job.enter(task.job_id, self._config.url)
-        isolation.set_time_limit(task.timeout, hard=bool(task.flags & frames.HARD_LIMIT))
+        limit = 0.0 if task.flags & frames.OWN_LIMIT else task.timeout
+        isolation.set_time_limit(limit, hard=bool(task.flags & frames.HARD_LIMIT))
         try:
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):

@@ -49,6 +49,8 @@ HARD_LIMIT = 2
 """The process ends with the task's timeout, whatever the task does then."""
 ONCE = 4
 """Its reply is sent before anything else begins, so that it is never taken for one to redo."""
+OWN_LIMIT = 8
+"""What is called keeps to the timeout itself, so that the child does not see to it."""
 
 
 @dataclass(slots=True, eq=False)

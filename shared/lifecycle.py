@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rq import Retry, SimpleWorker
+from rq import Retry
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.rate_limit import release_slot
@@ -26,8 +26,34 @@ from farpool.shared.signed_job import PlainSerializer, SignedJob
 _CLOCK_SECONDS = 30
 
 
+_ENDED = ("finished", "failed", "stopped")
+
+
+class _TakenOverError(Exception):
+    """The execution has ended, or is not this node's any more: nothing is to be recorded."""
+
+
 class _Worker(Worker):
-    """A stock worker that signs a result which no method of the job writes."""
+    """A stock worker that records an end once, and signs what no method of the job writes."""
+
+    _taken_over = False
+
+    def is_live(self, job: Any, execution: Any) -> bool:
+        """Whether the execution is under way: whoever ends it takes it out of RQ's registry."""
+        key = f"{keys.PREFIX}:wip:{job.origin}"
+        return self.connection.zscore(key, execution.composite_key) is not None
+
+    def cleanup_execution(self, job: Any, pipeline: Any, execution: Any = None) -> None:
+        # The last that RQ does before each commit, also before one that it tries again.
+        if not self.is_live(job, execution):
+            self._taken_over = True
+            raise _TakenOverError(job.id)
+        super().cleanup_execution(job, pipeline, execution)
+
+    def _finalize_failure(self, *args: Any) -> None:
+        if self._taken_over:
+            raise _TakenOverError
+        super()._finalize_failure(*args)
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, *rest: Any, **named: Any) -> Any:
         job.sign_retry(retry)
@@ -35,7 +61,7 @@ class _Worker(Worker):
 
 
 @contextlib.contextmanager
-def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
+def _worker(url: str, node: str, queues: list[str]) -> Iterator[_Worker]:
     worker = _Worker(
         queues, name=node, connection=connection(url), prepare_for_work=False,
         job_class=SignedJob, serializer=PlainSerializer if signing.from_environment() else None,
@@ -47,12 +73,26 @@ def _worker(url: str, node: str, queues: list[str]) -> Iterator[SimpleWorker]:
 
 
 def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
-    """Run a started job and record its outcome, as a stock worker named `node` would."""
+    """Run a started job and record its outcome, as a stock worker named `node` would.
+
+    Does nothing if another node has taken the job over meanwhile.
+
+    Raises:
+        FarpoolError: the job has run, but its end could not be recorded.
+    """
     client = connection(url)
     job = SignedJob.fetch(job_id, connection=client)
     execution = Execution(execution_id, job_id, connection=client, worker_name=node)
     with _worker(url, node, [job.origin]) as worker:
-        worker.perform_job(job, worker.queues[0], execution)
+        if not worker.is_live(job, execution):
+            return
+        with contextlib.suppress(_TakenOverError):
+            worker.perform_job(job, worker.queues[0], execution)
+        if worker.is_live(job, execution):
+            # When a commit fails, RQ only logs it.
+            raise FarpoolError(
+                "the job has run, but its end could not be recorded; the log has why"
+            )
 
 
 def follow_up(url: str, node: str, job_id: str) -> None:
@@ -64,9 +104,12 @@ def follow_up(url: str, node: str, job_id: str) -> None:
     with contextlib.suppress(NoSuchJobError):
         job = SignedJob.fetch(job_id, connection=client)
         with _worker(url, node, [job.origin]) as worker:
-            worker.queues[0].enqueue_dependents(job)
-            release_slot(job)
-            if job.get_status() == "finished" and job.result_ttl == 0:
+            status = job.get_status()
+            # One that was requeued meanwhile has yet to run; RQ would take it for ended.
+            if status in _ENDED:
+                worker.queues[0].enqueue_dependents(job)
+                release_slot(job)
+            if status == "finished" and job.result_ttl == 0:
                 job.delete()
     client.zrem(keys.FOLLOW_UPS, job_id)
 

@@ -104,8 +104,8 @@ class Claims:
         timeout: float = int(claim.timeout) if _WHOLE.fullmatch(claim.timeout) else _DEFAULT_TIMEOUT
         data = claim.data
         if claim.lifecycle:
-            # RQ's code in the child keeps the job's own time limit.
-            data, timeout = self._lifecycle("perform", claim.id, claim.execution), -1
+            data = self._lifecycle("perform", claim.id, claim.execution)
+            flags |= frames.OWN_LIMIT
         elif claim.tag.limit > 0:
             flags |= frames.HARD_LIMIT
             timeout = claim.tag.limit

@@ -312,6 +312,18 @@ def test_whom_a_death_is_charged_to(garbled: bool, charged: str) -> None:
     assert "".join(task.key for task in child.charged()) == charged
 
 
+def test_a_task_that_keeps_its_own_limit_has_none_of_the_child_but_an_end(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = start(1)
+    limits = {"flags": frames.OWN_LIMIT, "timeout": 0.01}
+    dispatcher.add([task(tasks.nap_if_negative, -0.1, key="slow", **limits)])
+    assert values(finish(dispatcher)) == {"slow": -0.1}
+    monkeypatch.setattr("farpool.shared.dispatcher.OVERTIME_SECONDS", 0.1)
+    dispatcher.add([task(tasks.search_for_ever, str(tmp_path / "marker"), key="deaf", **limits)])
+    assert any(isinstance(result, Crashed) for result in finish(dispatcher))
+
+
 def test_a_machine_that_is_full_for_a_while_costs_no_result(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

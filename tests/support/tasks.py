@@ -408,6 +408,18 @@ def note_success(job: Any, connection: Any, result: Any) -> None:
     job.save_meta()
 
 
+def fill_server(job: Any, connection: Any, *error: Any) -> None:
+    """As a callback: leave the server no room."""
+    connection.config_set("maxmemory", 1)
+
+
+def take_over(text: str) -> str:
+    """End the execution of the current job, as another node does that takes it over."""
+    job: Any = get_current_job()
+    job.connection.delete(f"rq:wip:{job.origin}")
+    return text
+
+
 def note_failure(job: Any, connection: Any, *error: Any) -> None:
     """Save the name of the error in the job's meta."""
     job.meta["noted"] = error[0].__name__
