@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rq import Retry
+from rq import Retry, SimpleWorker
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.rate_limit import release_slot
@@ -90,9 +90,7 @@ def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
             worker.perform_job(job, worker.queues[0], execution)
         if worker.is_live(job, execution):
             # When a commit fails, RQ only logs it.
-            raise FarpoolError(
-                "the job has run, but its end could not be recorded; the log has why"
-            )
+            raise FarpoolError("the job has run, but its end was not recorded; the log has why")
 
 
 def follow_up(url: str, node: str, job_id: str) -> None:
@@ -127,6 +125,7 @@ def maintain(url: str, node: str, queues: list[str]) -> None:
             f"the clock of this host is {off:+.0f} s off the server's, so RQ's registries are not "
             "cleaned from here; set it"
         )
-    with _worker(url, node, queues) as worker:
+    with _worker(url, node, queues) as found:
+        worker: SimpleWorker = found
         worker.clean_registries()
         worker.clean_group_registries()

@@ -316,11 +316,14 @@ def test_a_task_that_keeps_its_own_limit_has_none_of_the_child_but_an_end(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher = start(1)
-    limits = {"flags": frames.OWN_LIMIT, "timeout": 0.01}
-    dispatcher.add([task(tasks.nap_if_negative, -0.1, key="slow", **limits)])
+
+    def limited(function: Callable[..., object], *args: Any, key: str) -> Task:
+        return task(function, *args, key=key, flags=frames.OWN_LIMIT, timeout=0.01)
+
+    dispatcher.add([limited(tasks.nap_if_negative, -0.1, key="slow")])
     assert values(finish(dispatcher)) == {"slow": -0.1}
     monkeypatch.setattr("farpool.shared.dispatcher.OVERTIME_SECONDS", 0.1)
-    dispatcher.add([task(tasks.search_for_ever, str(tmp_path / "marker"), key="deaf", **limits)])
+    dispatcher.add([limited(tasks.search_for_ever, str(tmp_path / "marker"), key="deaf")])
     assert any(isinstance(result, Crashed) for result in finish(dispatcher))
 
 

@@ -55,7 +55,7 @@ def test_what_is_not_this_nodes_any_more_is_not_begun(url: str, client: Redis) -
 
 
 @pytest.mark.parametrize(
-    "options", [{"on_success": Callback(tasks.on_success)}, {"retry": Retry(1)}]
+    "options", [{"on_failure": Callback(tasks.on_failure)}, {"retry": Retry(1)}]
 )
 def test_what_was_taken_over_while_it_ran_has_no_outcome(
     run: Run, url: str, options: dict[str, Any]
@@ -68,7 +68,7 @@ def test_what_was_taken_over_while_it_ran_has_no_outcome(
 
 def test_a_failure_that_cannot_be_recorded_is_told(run: Run, url: str, client: Redis) -> None:
     job = enqueue(url, tasks.fail, "no room", on_failure=Callback(tasks.fill_server))
-    with pytest.raises(FarpoolError, match="could not be recorded"):
+    with pytest.raises(FarpoolError, match="was not recorded"):
         run(job)
     client.config_set("maxmemory", 0)
     assert StartedJobRegistry("low", connection=client).get_job_ids() == [job.id]
