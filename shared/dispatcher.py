@@ -198,7 +198,7 @@ class Dispatcher:
             allowed = HARD_OVERTIME_SECONDS if hard else OVERTIME_SECONDS
             if now - process.progressed > task.timeout + allowed:
                 process.overdue = True
-                process.kill()
+                self.kill(task)
 
     def surplus(self) -> list[Task]:
         """Return tasks that no child will come to soon; they are no longer this dispatcher's."""
@@ -235,7 +235,10 @@ class Dispatcher:
         """Kill the child that is running `task`, if one is; a `Crashed` follows."""
         for process in self.pool.processes:
             if process.running() is task:
-                process.kill()
+                # So that it begins no other before the signal comes.
+                self.scheduler.put_back(process.take_back())
+                if process.running() is task:
+                    process.kill()
 
     def stop(self, timeout: float = 0.0) -> None:
         """End the children; those still busy after `timeout` seconds are killed."""

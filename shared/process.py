@@ -14,6 +14,9 @@ from typing import Any
 from farpool.shared import frames
 from farpool.shared.outbox import FLUSH_SIGNAL
 
+_EXIT_UNKNOWN = 255
+"""What multiprocessing reports where the forkserver does not say how a process ended."""
+
 
 @dataclass(eq=False)
 class Process:
@@ -28,6 +31,8 @@ class Process:
             began to have none.
         overdue: it was killed because its task has not kept to its hard limit.
         garbled: it was killed because something else than replies came through its pipe.
+        orphaned: its forkserver has ended, so that only its pipe tells of its own end.
+        left: monotonic time when its owner parted with it.
         nudged: token of the task under which it was last asked to send its replies.
     """
 
@@ -42,6 +47,8 @@ class Process:
     progressed: float = 0.0
     overdue: bool = False
     garbled: bool = False
+    orphaned: bool = False
+    left: float = 0.0
     nudged: int = 0
     _out: deque[memoryview] = field(default_factory=deque)
     reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
@@ -121,6 +128,16 @@ class Process:
                 return task
         return None
 
+    def outlives_forkserver(self) -> bool:
+        """Whether it was said to have ended only because its forkserver has."""
+        if self.process.exitcode != _EXIT_UNKNOWN:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def kill(self) -> None:
         """Kill the child and what it started."""
         # macOS does not permit it where only ended processes are left.
@@ -137,7 +154,7 @@ def describe_exit(process: Process) -> str:
     if process.garbled:
         return "was killed because something wrote garbage into its pipe"
     code = process.process.exitcode
-    if code is None:
+    if code is None or process.orphaned:
         return "closed its pipe"
     if code >= 0:
         return f"exited with code {code}"

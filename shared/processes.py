@@ -22,6 +22,7 @@ from typing import Any
 from farpool.shared import child, frames, nesting, preload
 from farpool.shared.errors import PayloadError
 from farpool.shared.events import Blocked, Broken, Event, Lost, Replied, Returned
+from farpool.shared.leaving import Leaving
 from farpool.shared.marks import Marks
 from farpool.shared.process import Process, describe_exit
 from farpool.shared.wakeup import Wakeup
@@ -64,7 +65,7 @@ class ProcessPool:
         self._failed_starts = 0
         self._restart_at = 0.0
         self._events: list[Event] = []
-        self._leaving: list[Process] = []
+        self._leaving = Leaving(self._selector)
         self._wakeup = Wakeup()
         self.wake = self._wakeup.wake
         """Makes `poll` return; may be called from any thread and from a signal handler."""
@@ -99,7 +100,6 @@ class ProcessPool:
         return [process for process in self.working()[: self.size] if process.ready]
 
     def _spawn(self) -> None:
-        self._reap()
         ours, theirs = socket.socketpair()
         marks = RawValue(Marks)
         process = self._context.Process(
@@ -165,9 +165,14 @@ class ProcessPool:
                 self._watch_writes(process)
             if mask & selectors.EVENT_READ:
                 died = key.fileobj is not process
+                if died and process.outlives_forkserver():
+                    self._selector.unregister(key.fileobj)
+                    process.orphaned = True
+                    continue
                 self._events.extend(self._read(process, died))
         if len(self.processes) > self.size:
             self._let_go()
+        self._leaving.reap()
         events, self._events = self._events, []
         return events
 
@@ -231,7 +236,7 @@ class ProcessPool:
                 yield Returned([task])
             else:
                 process.done += 1
-                yield Replied(process.pid, task, reply)
+                yield Replied(process.pid, task, reply.checked())
 
     def _blocked(self, process: Process, blocked: bool) -> Iterator[Event]:
         self._set_blocked(process, blocked)
@@ -272,19 +277,8 @@ class ProcessPool:
         self.processes.remove(process)
         self._set_blocked(process, False)
         self._selector.unregister(process)
-        self._selector.modify(process.process.sentinel, selectors.EVENT_READ, self._reap)
         process.sock.close()
-        self._leaving.append(process)
-
-    def _reap(self) -> None:
-        """Let go of those that have ended."""
-        for process in list(self._leaving):
-            if process.process.exitcode is not None:
-                self._selector.unregister(process.process.sentinel)
-                # Whatever it started and left running ends with it.
-                process.kill()
-                process.process.join()
-                self._leaving.remove(process)
+        self._leaving.add(process)
 
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
@@ -293,14 +287,15 @@ class ProcessPool:
             with contextlib.suppress(OSError):
                 process.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + timeout
-        for process in self.processes + self._leaving:
+        ending = self.processes + self._leaving.processes
+        for process in ending:
             if timeout > 0:
                 process.process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-        for process in self.processes + self._leaving:
+        for process in ending:
             process.process.join(_EXIT_SECONDS)
             process.sock.close()
         self.processes.clear()
-        self._leaving.clear()
+        self._leaving.processes.clear()
         self._selector.close()
         self._wakeup.close()

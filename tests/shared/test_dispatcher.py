@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import operator
 import os
 import re
@@ -15,9 +16,9 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rq.timeouts import JobTimeoutException
@@ -325,6 +326,71 @@ def test_a_task_that_keeps_its_own_limit_has_none_of_the_child_but_an_end(
     monkeypatch.setattr("farpool.shared.dispatcher.OVERTIME_SECONDS", 0.1)
     dispatcher.add([limited(tasks.search_for_ever, str(tmp_path / "marker"), key="deaf")])
     assert any(isinstance(result, Crashed) for result in finish(dispatcher))
+
+
+@pytest.mark.parametrize("now", [math.inf, math.nan, -1e20, 1e20])
+def test_a_clock_that_a_task_has_broken_is_not_believed(start: Start, now: float) -> None:
+    dispatcher = start(1, max_tasks=2)
+    dispatcher.add([task(tasks.break_clock, now), task(tasks.add, 1)])
+    replies = [result.reply for result in finish(dispatcher) if isinstance(result, Done)]
+    assert len(replies) == 2
+    assert all(abs(reply.started - time.time()) < 3600 for reply in replies)
+    assert all(0 <= reply.seconds < 60 for reply in replies)
+
+
+def test_a_child_that_does_not_come_to_its_end_is_ended(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farpool.shared.leaving.LEAVE_SECONDS", 0.1)
+    dispatcher = start(1, max_tasks=1)
+    [pid] = pids(dispatcher)
+    dispatcher.add([task(tasks.leave_a_thread)])
+    finish(dispatcher)
+    step_until(dispatcher, lambda _: not is_alive(pid))
+
+
+def test_children_outlive_their_forkserver(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(2)
+    marker = tmp_path / "marker"
+    pid = run_blocking(dispatcher, marker)
+    children = pids(dispatcher)
+    os.kill(cast(Any, forkserver)._forkserver._forkserver_pid, signal.SIGKILL)
+    step_until(dispatcher, lambda _: all(c.orphaned for c in dispatcher.pool.processes))
+    unblock(marker)
+    assert [*values(finish(dispatcher))] == [marker.name]
+    assert pids(dispatcher) == children
+    # Nor is the end of one missed, of which nobody tells any more.
+    os.kill(run_blocking(dispatcher, tmp_path / "second"), signal.SIGKILL)
+    [crashed] = finish(dispatcher)
+    assert isinstance(crashed, Crashed)
+    assert (crashed.task.key, crashed.reason) == ("second", "closed its pipe")
+    wait_ready(dispatcher)
+    assert len(pids(dispatcher) - children) == 1
+    assert pid in children
+
+
+def test_a_kill_hits_no_other_task(start: Start, tmp_path: Path) -> None:
+    dispatcher = start(1, short=True)
+    marker = tmp_path / "marker"
+    next_marker = tmp_path / "next"
+    first, second = (task(tasks.block, str(path), key=path.name) for path in (marker, next_marker))
+    dispatcher.add([first, second])
+    step_until(dispatcher, lambda _: lines(marker))
+    [process] = dispatcher.pool.processes
+    running = process.running
+
+    def go_on() -> Task | None:
+        # What was running ends just after somebody has looked.
+        found = running()
+        if found is first and not Path(f"{marker}.go").exists():
+            unblock(marker)
+            wait_for(next_marker.exists)
+        return found
+
+    process.running = go_on  # type: ignore[method-assign]
+    dispatcher.kill(first)
+    unblock(next_marker)
+    assert {*values(finish(dispatcher))} == {marker.name, next_marker.name}
 
 
 def test_a_machine_that_is_full_for_a_while_costs_no_result(
