@@ -8,7 +8,8 @@ from farpool.shared.broker.base import (
     RESULT_SECONDS,
     of_another_type,
 )
-from farpool.shared.broker.nodes import Beat, Completed, NodeBroker, NotRegisteredError
+from farpool.shared.broker.leases import Beat
+from farpool.shared.broker.nodes import Completed, NodeBroker, NotRegisteredError
 from farpool.shared.broker.producers import UNFINISHED, LeaseEndedError, ProducerBroker
 
 __all__ = [

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -17,11 +16,10 @@ from farpool.shared import keys, payload
 from farpool.shared.broker.base import (
     ABANDONED_SECONDS,
     RESULT_SECONDS,
-    BaseBroker,
     claim_in,
-    is_text,
     text,
 )
+from farpool.shared.broker.leases import LeaseBroker
 from farpool.shared.broker.script import Script
 from farpool.shared.call import Call
 from farpool.shared.errors import FarpoolError
@@ -31,10 +29,6 @@ log = logging.getLogger("farpool.node")
 
 _OUTPUT_LINES = 10_000
 _QUARANTINED = 10_000
-
-
-class NotRegisteredError(Exception):
-    """The node has no lease, so it may not hold claims: it must register again."""
 
 
 class Completed(NamedTuple):
@@ -48,24 +42,17 @@ class Completed(NamedTuple):
     """Ids of jobs whose keys hold something else than RQ's records; they have no outcome."""
 
 
-class Beat(NamedTuple):
-    """What a node hears with the renewal of its lease."""
-
-    lost: list[str]
-    """Names of nodes whose lease has ended."""
-    gone: list[str]
-    """Ids of its started jobs that were deleted or canceled."""
-    follow_ups: list[str]
-    """Ids of ended jobs whose follow-up is overdue."""
-
-
 def _completed(reply: list[Any]) -> Completed:
     stale, depended, broken = reply
     return Completed(stale, [i.decode() for i in depended], [i.decode() for i in broken])
 
 
-class NodeBroker(BaseBroker):
-    """Claims jobs, records what became of them, and keeps what others may take over."""
+class NotRegisteredError(Exception):
+    """The node has no lease, so it may not hold claims: it must register again."""
+
+
+class NodeBroker(LeaseBroker):
+    """Claims jobs, gives them back, and records what became of them."""
 
     dropped = 0
     """What was taken from queues and is not to be run: it expired, or was canceled."""
@@ -230,36 +217,6 @@ class NodeBroker(BaseBroker):
         names = [keys.claims(node), keys.worker_executions(node)]
         return {name.decode() for name in cast(list[bytes], self._release(names, args))}
 
-    @cached_property
-    def _recover(self) -> Script:
-        return self._script("recover")
-
-    def recover(
-        self, node: str, lost: str, max_attempts: int, fence: str
-    ) -> tuple[int, list[Claim]] | None:
-        """Take over what a node held whose lease has ended, or a predecessor of the same name.
-
-        Args:
-            fence: that of `node`; a call that comes when it has another one does nothing.
-
-        Returns:
-            The number of jobs given back to their queues, and those that have had all their
-            attempts, now claimed by `node`; None if there is nothing to take over.
-        """
-        names = [
-            keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost),
-            keys.worker(node),
-        ]  # fmt: skip
-        args = [keys.PREFIX, lost, max_attempts, fence]
-        state, *rest = cast(list[Any], self._recover(names, args))
-        if state == 0:
-            return None
-        released, *jobs = rest
-        return released, [
-            Claim(text(job_id), text(execution), text(queue), tag=Tag.decode(tag))
-            for job_id, execution, queue, tag in jobs
-        ]
-
     def exhausted(self, node: str) -> list[Claim]:
         """Return what a node holds and has to fail, because it has had all its attempts."""
         claims = self._read(self.client.hgetall, keys.claims(node)) or {}
@@ -269,75 +226,6 @@ class NodeBroker(BaseBroker):
             for job_id, (execution, queue) in filter(None, found)
             for tag in [self._read(self.client.hget, keys.job(job_id), "farpool")]
         ]
-
-    @cached_property
-    def _heartbeat(self) -> Script:
-        return self._script("heartbeat")
-
-    def heartbeat(
-        self, node: str, lease: float, keep: int, busy: bool, started: Iterable[Claim],
-        fence: str, *, free: bool = False,
-    ) -> Beat | None:  # fmt: skip
-        """Renew a node's lease for all it holds.
-
-        Args:
-            lease: seconds that others wait for the next one.
-            keep: seconds to keep RQ's record of the node.
-            fence: from now on a request with an earlier one is refused, however late it arrives.
-            free: a child has nothing to do, so this node comes first where there is more to do.
-
-        Returns:
-            None if this node must register (again).
-        """
-        names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
-        args: list[Any] = [
-            node, repr(lease), keep, iso(time.time()), "busy" if busy else "idle",
-            keys.PREFIX, ABANDONED_SECONDS, fence, "1" if free else "",
-        ]  # fmt: skip
-        for claim in started:
-            args += (claim.id, claim.execution, claim.queue)
-        reply = cast(list[Any], self._heartbeat(names, args))
-        if not reply:
-            return None
-        lost, gone, due = reply
-        for name in lost:
-            if not is_text(name):
-                # No node has such a name, so none is waited for or taken over from.
-                self.client.zrem(keys.NODES, name)
-        return Beat(*([i.decode() for i in found if is_text(i)] for found in (lost, gone, due)))
-
-    @cached_property
-    def _register(self) -> Script:
-        return self._script("register")
-
-    def register(
-        self, node: str, queues: Sequence[str], lease: float, keep: int, fence: str,
-        record: Mapping[str, str | int],
-    ) -> bool:  # fmt: skip
-        """Give a node a lease, so that it may hold claims, and a record among RQ's workers.
-
-        Args:
-            record: fields of RQ's hash of a worker.
-
-        Returns:
-            False if a live worker has the name.
-        """
-        sets = [keys.WORKERS, *map(keys.workers, queues)]
-        fields = itertools.chain.from_iterable(record.items())
-        args = [node, repr(lease), keep, fence, *fields]
-        return bool(self._register([keys.NODES, keys.worker(node), *sets], args))
-
-    @cached_property
-    def _unregister(self) -> Script:
-        return self._script("unregister")
-
-    def unregister(self, node: str, queues: Sequence[str], fence: str) -> None:
-        """Take the leave of a node; what it holds is for others to take over."""
-        names = [
-            keys.NODES, keys.worker(node), keys.worker_executions(node), keys.claims(node),
-            keys.WORKERS, *map(keys.workers, queues),
-        ]  # fmt: skip
-        self._unregister(names, [node, fence, iso(time.time())])
 
     def output(self, lines: Sequence[tuple[str, str, int, str]]) -> None:
         """Send what tasks printed, each as (session, host, pid, text), to their callers."""
