@@ -43,6 +43,8 @@ class Backend(Protocol):
     """Whether what `__main__` defines must travel by value."""
     shared: bool
     """Whether its processes also run the tasks of others, perhaps the one that waits for it."""
+    queue: str
+    """Name of the queue in which chunks wait; empty without one."""
     max_payload: int
     """Bytes that a chunk may take."""
     namespace: str

@@ -60,7 +60,7 @@ class Group:
             BaseException: the exception of the first job, in order, that failed. The others
                 have ended too, and `as_completed` tells of each.
         """
-        with nesting.waiting():
+        with nesting.waiting(self._queue.name):
             for _ in self._completions(timeout):
                 pass
         return [outcome.result(self._outcomes[job_id]) for job_id in self._ids]
@@ -93,7 +93,10 @@ class Group:
             if late and looked and not ended:
                 raise TimeoutError(f"{seen} of {len(self._ids)} jobs ended in {timeout} seconds")
             found: list[tuple[str, bytes]] = []
-            with nesting.waiting(), outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
+            with (
+                nesting.waiting(self._queue.name),
+                outage.ridden_out(time_left(deadline, BLOCK_SECONDS)),
+            ):
                 # What a stock worker ran is announced by nobody.
                 looked = late
                 wait = self._session.wait

@@ -56,7 +56,7 @@ class Job(SignedJob):
             RemoteError: RQ's own code ran it, which keeps only the traceback's text.
             BaseException: the exception that the task raised, its remote traceback as the cause.
         """
-        with nesting.waiting():
+        with nesting.waiting(self.origin):
             found = self._ended(timeout)
         if found.type == Result.Type.SUCCESSFUL:
             return found.return_value

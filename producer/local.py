@@ -43,6 +43,7 @@ class LocalBackend:
     """
 
     setup: Setup | None = None
+    queue = ""
     shared = False
     max_payload = sys.maxsize
     namespace = ""

@@ -132,7 +132,7 @@ class Outstanding:
             waiting = bool(self._chunks)
             if waiting != self._nesting:
                 self._nesting = waiting
-                (nesting.begin if waiting else nesting.end)()
+                (nesting.begin if waiting else nesting.end)(self._backend.queue)
 
     def break_(self, error: BaseException) -> None:
         """Fail everything, now and later."""

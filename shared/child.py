@@ -180,8 +180,9 @@ class Child:
     def _output(self, token: int, text: str) -> None:
         self._reply(frames.OUTPUT, token, text=text.encode("utf-8", "replace"))
 
-    def _waits(self, waiting: bool) -> None:
-        self._reply(frames.BLOCKED if waiting else frames.RESUMED, self._marks.cursor)
+    def _waits(self, awaited: nesting.Awaited) -> None:
+        kind = frames.BLOCKED if awaited else frames.RESUMED
+        self._reply(kind, self._marks.cursor, body="\n".join(awaited).encode())
         self._flush()
 
     def _reply(

@@ -108,6 +108,10 @@ class Dispatcher:
         """Whether any task waits for others, and keeps what it has until those have run."""
         return any(process.blocked for process in self.pool.processes)
 
+    def awaited(self) -> set[str]:
+        """Return the queues of the tasks for which running ones wait."""
+        return {queue for process in self.pool.processes for queue in process.awaited}
+
     def wanted(self, coming: int = 0) -> int:
         """Return how many more tasks the children could use, besides those that are `coming`."""
         ready = self.pool.open()

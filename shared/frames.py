@@ -39,7 +39,7 @@ BROKEN = 7
 RETIRED = 8
 """The child has run all the tasks it may, or keeps too much memory, and exits."""
 BLOCKED = 9
-"""The task that the child runs waits for other tasks."""
+"""The task that the child runs waits for other tasks; the body is the lines of their queues."""
 RESUMED = 10
 """It does no more."""
 KINDS = range(OK, RESUMED + 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from farpool.shared import frames
+from farpool.shared import frames, nesting
 from farpool.shared.outbox import FLUSH_SIGNAL
 
 _EXIT_UNKNOWN = 255
@@ -26,7 +26,7 @@ class Process:
         sent: its unanswered tasks, in order.
         done: tasks that it has answered.
         ready: it has started and may get tasks.
-        blocked: the task that it runs waits for other tasks.
+        awaited: queues of the tasks for which the task that it runs waits.
         progressed: monotonic time when its first unanswered task came to be that, or when it
             began to have none.
         overdue: it was killed because its task has not kept to its hard limit.
@@ -43,7 +43,7 @@ class Process:
     last_token: int = 0
     done: int = 0
     ready: bool = False
-    blocked: bool = False
+    awaited: nesting.Awaited = frozenset()
     progressed: float = 0.0
     overdue: bool = False
     garbled: bool = False
@@ -61,6 +61,11 @@ class Process:
     def fileno(self) -> int:
         """File descriptor of the pipe, for a selector."""
         return self.sock.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the task that it runs waits for other tasks."""
+        return bool(self.awaited)
 
     @property
     def writing(self) -> bool:

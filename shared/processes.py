@@ -14,7 +14,7 @@ import logging
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
@@ -221,7 +221,8 @@ class ProcessPool:
             if running is not None:
                 yield Replied(process.pid, running, reply)
         elif reply.kind in (frames.BLOCKED, frames.RESUMED):
-            yield from self._blocked(process, reply.kind == frames.BLOCKED)
+            queues = reply.body.decode("utf-8", "replace").split("\n")
+            yield from self._awaits(process, queues if reply.kind == frames.BLOCKED else ())
         elif reply.kind == frames.RETIRED:
             self._forget(process)
             if process.sent:
@@ -238,18 +239,20 @@ class ProcessPool:
                 process.done += 1
                 yield Replied(process.pid, task, reply.checked())
 
-    def _blocked(self, process: Process, blocked: bool) -> Iterator[Event]:
-        self._set_blocked(process, blocked)
-        if blocked and self._config.url is not None:
+    def _awaits(self, process: Process, queues: Iterable[str]) -> Iterator[Event]:
+        self._set_awaited(process, frozenset(queues))
+        if process.blocked and self._config.url is not None:
             yield Returned(process.take_back())
             yield Blocked(process.pid)
             self._restart()
 
-    def _set_blocked(self, process: Process, blocked: bool) -> None:
-        if process.blocked != blocked:
-            process.blocked = blocked
-            # If this pool is one of a task's, that task waits for the same.
-            (nesting.begin if blocked else nesting.end)()
+    def _set_awaited(self, process: Process, queues: nesting.Awaited) -> None:
+        # If this pool is one of a task's, that task waits for the same.
+        for queue in queues - process.awaited:
+            nesting.begin(queue)
+        for queue in process.awaited - queues:
+            nesting.end(queue)
+        process.awaited = queues
 
     def _lost(self, process: Process) -> Iterator[Event]:
         self._forget(process)
@@ -275,7 +278,7 @@ class ProcessPool:
 
     def _forget(self, process: Process) -> None:
         self.processes.remove(process)
-        self._set_blocked(process, False)
+        self._set_awaited(process, frozenset())
         self._selector.unregister(process)
         process.sock.close()
         self._leaving.add(process)
@@ -283,7 +286,7 @@ class ProcessPool:
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
         for process in self.processes:
-            self._set_blocked(process, False)
+            self._set_awaited(process, frozenset())
             with contextlib.suppress(OSError):
                 process.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + timeout

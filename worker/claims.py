@@ -6,7 +6,7 @@ import pickle
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from farpool.shared import frames
 from farpool.shared.broker import Broker
@@ -57,11 +57,16 @@ class Claims:
         self.refused: list[Claim] = []
         """Jobs that are not to be run, because nobody with the secret has signed them."""
 
-    def request(self, limit: int) -> None:
-        """Ask the server for up to `limit` jobs; `receive` has the answer."""
+    def request(self, limit: int, awaited: Collection[str] = ()) -> None:
+        """Ask the server for up to `limit` jobs; `receive` has the answer.
+
+        Args:
+            awaited: queues that come before the others, because running tasks wait for theirs.
+        """
+        queues = sorted(self._queues, key=lambda queue: queue not in awaited)
         self._count += 1
         execution = f"{self._fence}{self._count:x}x"
-        call = self._broker.claim(self._node, self._queues, limit, execution)
+        call = self._broker.claim(self._node, queues, limit, execution)
         self._calls.append((call, limit, execution))
 
     @property

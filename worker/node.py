@@ -245,7 +245,7 @@ class Node:
             if wanted and self._memory.short and not self._dispatcher.nests:
                 self._claim_at = now + LOOK_SECONDS
             elif wanted:
-                self._claims.request(wanted)
+                self._claims.request(wanted, self._dispatcher.awaited())
         if requested or not self._dispatcher.busy:
             self._receive()
 

@@ -35,6 +35,17 @@ def test_a_task_may_have_a_pool_on_its_own_node(
     assert Queue(url=url).enqueue(tasks.square, 3).get(20) == 9
 
 
+def test_what_is_waited_for_comes_before_a_queue_of_higher_priority(
+    start_node: Start, url: str
+) -> None:
+    # More than may wait at a time.
+    outer = 40
+    start_node("high", "low", processes=1)
+    with Pool(url=url, queue="high") as pool:
+        calls = pool.starmap_async(tasks.map_squares, [(url, 1, 3, "low")] * outer, chunksize=1)
+        assert calls.get(60) == [5] * outer
+
+
 def test_a_task_may_wait_for_jobs_of_its_own_node(start_node: Start, url: str) -> None:
     node = start_node(processes=1)
     queue = Queue(url=url)

@@ -520,7 +520,7 @@ def test_what_idle_children_can_do_at_once_is_no_surplus(start: Start, tmp_path:
 
 def wait_inside(marker: str) -> int:
     """Do as `block`, as a task that waits for others; then be busy with that of `marker` + 2."""
-    with nesting.waiting():
+    with nesting.waiting("some"):
         tasks.block(marker)
     tasks.block(f"{marker}2")
     return os.getpid()

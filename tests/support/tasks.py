@@ -241,9 +241,9 @@ class Heavy:
         return n * n
 
 
-def map_squares(url: str, levels: int = 1, count: int = 3) -> int:
+def map_squares(url: str, levels: int = 1, count: int = 3, queue: str = "default") -> int:
     """Sum squares on a pool of its own, made by tasks that do the same `levels` deep."""
-    with Pool(url=url) as pool:
+    with Pool(url=url, queue=queue) as pool:
         if levels == 1:
             return sum(pool.map(square, range(count)))
         return sum(pool.starmap(map_squares, [(url, levels - 1, count)] * count))
