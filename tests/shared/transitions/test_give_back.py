@@ -319,7 +319,8 @@ def test_a_heartbeat_keeps_rq_from_abandoning_what_runs(broker: Broker, client: 
         assert (client.zscore(key, entry) or 0) > time.time() + ABANDONED_SECONDS - 10
     # b was claimed but not started: a heartbeat makes nothing new.
     assert client.zrange("rq:wip:low", 0, -1) == [member.encode()]
-    assert not client.keys("rq:executions:b") and not client.keys("rq:execution:b:*")
+    assert not client.keys("rq:executions:b")
+    assert not client.keys("rq:execution:b:*")
     assert client.ttl(keys.worker_executions("a")) == 70
     job(client, "a").cancel()
     assert broker.heartbeat("a", 60, 70, True, claims, str(FENCE)) == ([], ["a"], [])
