@@ -17,6 +17,7 @@ import farpool
 from farpool import demo as demonstration
 from farpool import failed, jobs, options, sizes
 from farpool import run as programs
+from farpool.producer import interrupts
 from farpool.producer.inspect import Overview, overview
 from farpool.shared import connection, preload
 from farpool.shared.broker import LEASE_SECONDS
@@ -53,6 +54,7 @@ class _Command(click.Group):
 @click.version_option(farpool.__version__, prog_name="farpool")
 def main() -> None:
     """Run Python functions on many processes and many machines, through Redis."""
+    interrupts.insist()
 
 
 @main.command()

@@ -1,12 +1,18 @@
-"""Ctrl-C in the midst of cleaning up: what was begun is done first."""
+"""Ctrl-C at bad moments: in the midst of cleaning up, or of Python's own."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+_AGAIN_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -32,3 +38,28 @@ def put_off() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if put_off:
             handler(signal.SIGINT, put_off[0])
+
+
+def insist() -> None:
+    """Have a Ctrl-C raised again that Python ignored, as it came within a finalizer.
+
+    redis-py leaves its closed connections to the garbage collector, which runs their finalizers
+    where the first thing that Python does after a signal is likely to be one of them. For programs
+    of one's own: it sets `sys.unraisablehook`.
+    """
+    hook = sys.unraisablehook
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def again() -> None:
+        time.sleep(_AGAIN_SECONDS)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    def told(ignored: Any) -> None:
+        if ignored.exc_type is KeyboardInterrupt:
+            # The collector may have interrupted `threading` while it held a lock.
+            _thread.start_new_thread(again, ())
+        else:
+            hook(ignored)
+
+    sys.unraisablehook = told
