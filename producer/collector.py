@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from farpool.producer import interrupts
 from farpool.producer.backend import Break, Resolve
 from farpool.producer.outage import Outage
 from farpool.producer.session import BLOCK_SECONDS, Session
@@ -30,19 +31,21 @@ class Collector:
     ) -> None:
         self._session = session
         self._ended = ended
-        self._working = threading.Event()
-        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="farpool-collector", daemon=True)
 
     def start(self, resolve: Resolve, broken: Break) -> None:
         """Begin: call `resolve` for each outcome, and `broken` if none can come any more."""
         self._resolve = resolve
         self._broken = broken
-        self._thread.start()
+        interrupts.start(self._thread)
 
     def wake(self) -> None:
         """Look for outcomes again, because something more is expected."""
-        self._working.set()
+        with self._lock:
+            self._changed.notify_all()
 
     def _run(self) -> None:
         try:
@@ -52,13 +55,7 @@ class Collector:
 
     def _collect(self) -> None:
         outage = Outage()
-        while not self._stopped.is_set():
-            if not self._session.pending:
-                self._working.clear()
-                # Looked at again after clearing: `wake` and `stop` set it last.
-                if not self._session.pending and not self._stopped.is_set():
-                    self._working.wait()
-                    continue
+        while self._expects():
             found: list[tuple[str, bytes]] = []
             try:
                 with outage.ridden_out():
@@ -73,10 +70,17 @@ class Collector:
                     # The thread serves other calls too.
                     log.exception("could not take the outcome of %s", job_id)
 
+    def _expects(self) -> bool:
+        """Wait for something to expect; False once it is stopped."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._stopped or bool(self._session.pending))
+            return not self._stopped
+
     def stop(self) -> None:
         """Take nothing any more; a call that waits in the server has to be woken there."""
-        self._stopped.set()
-        self._working.set()
+        with self._lock:
+            self._stopped = True
+            self._changed.notify_all()
 
     def join(self) -> None:
         """Wait for the end of the thread, unless it is the calling one."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from farpool.producer import interrupts
 from farpool.producer.backend import Backend, Submission
 from farpool.producer.chunking import Items
 from farpool.producer.outage import Outage, is_away
@@ -42,7 +43,7 @@ class Feeder:
         """Feed from a thread of its own."""
         self._threaded = True
         self._outstanding.feed(self)
-        threading.Thread(target=self._feed, name="farpool-feeder", daemon=True).start()
+        interrupts.start(threading.Thread(target=self._feed, name="farpool-feeder", daemon=True))
 
     def _feed(self) -> None:
         self.run()

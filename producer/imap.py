@@ -38,7 +38,8 @@ class Stream:
         self.sizes = sizes
         self.sent = 0
         self._ordered = ordered
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ready: deque[Entry] = deque()
         self._early: dict[int, list[Entry]] = {}
         self._next = 0
@@ -52,7 +53,7 @@ class Stream:
         entries: list[Entry] = [(value, None) for value in values]
         for index, failure in failures.items():
             entries[index] = None, error_of(failure)
-        with self._changed:
+        with self._lock:
             if self.window.closed:
                 return
             if not self._ordered:
@@ -68,20 +69,20 @@ class Stream:
     def _all_sent(self, count: int, error: BaseException | None) -> None:
         if error is not None:
             self._put(count, [None], {0: error})
-        with self._changed:
+        with self._lock:
             self._total = count + (error is not None)
             self._notify()
 
     def _fail(self, error: BaseException) -> None:
         """End with an exception once the results that are here have been handed out."""
         self.window.close()
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or error
             self._notify()
 
     def when_changed(self, call: Callable[[], None]) -> None:
         """Call `call` once, from any thread, when something has come in from now on."""
-        with self._changed:
+        with self._lock:
             self._waiting.append(call)
 
     def _notify(self) -> None:
@@ -107,7 +108,7 @@ class Stream:
             StopIteration: there are no more.
             BaseException: the call has failed as a whole.
         """
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(self._has_next, timeout)
             if self._ready:
                 self._handed_out += 1

@@ -1,4 +1,8 @@
-"""Ctrl-C at bad moments: in the midst of cleaning up, or of Python's own."""
+"""Ctrl-C at bad moments: in the midst of cleaning up, or of Python's own.
+
+One that comes within `Condition.__enter__` or a method of `Event`, which are Python's code, leaves
+their lock taken for ever. What a caller's thread passes through takes the lock itself instead.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +44,16 @@ def put_off() -> Iterator[None]:
             handler(signal.SIGINT, put_off[0])
 
 
+def start(thread: threading.Thread) -> None:
+    """Start a thread. A Ctrl-C within `Thread.start` might leave it waiting for ever."""
+    with put_off():
+        thread.start()
+
+
 def insist() -> None:
     """Have a Ctrl-C raised again that Python ignored, as it came within a finalizer.
 
-    redis-py leaves its closed connections to the garbage collector, which runs their finalizers
-    where the first thing that Python does after a signal is likely to be one of them. For programs
-    of one's own: it sets `sys.unraisablehook`.
+    For programs of one's own: it sets `sys.unraisablehook`.
     """
     hook = sys.unraisablehook
     main = threading.main_thread().ident

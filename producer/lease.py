@@ -7,6 +7,7 @@ import threading
 
 from redis.exceptions import RedisError
 
+from farpool.producer import interrupts
 from farpool.shared.broker import Broker
 from farpool.shared.stored import InSession
 
@@ -42,7 +43,7 @@ class Lease:
 
     def start(self) -> None:
         """Keep it from now on, until `stop`."""
-        self._thread.start()
+        interrupts.start(self._thread)
 
     def _run(self) -> None:
         pause = period = self._seconds / _RENEWALS

@@ -12,6 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from farpool.producer import interrupts
 from farpool.producer.backend import Break, Resolve, Submission
 from farpool.shared import frames, nesting, outcome
 from farpool.shared.broker import MAX_ATTEMPTS
@@ -82,7 +83,7 @@ class LocalBackend:
         self._resolve = resolve
         self._broken = broken
         self._dispatcher.start()
-        self._thread.start()
+        interrupts.start(self._thread)
 
     def new_id(self) -> str:
         """See `Backend.new_id`."""

@@ -27,7 +27,8 @@ class Outstanding:
         self._nests = backend.shared
         self._nesting = False
         self._feeding: set[Feeder] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ended = False
         self._backend = backend
         self._resender = Resender(backend, self)
@@ -122,7 +123,7 @@ class Outstanding:
     def changed(self) -> None:
         """Let `wait` look again."""
         self._nest()
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _nest(self) -> None:
@@ -155,7 +156,7 @@ class Outstanding:
         self.broken = error
         for feeder in list(self._feeding):
             feeder.sender.sink._fail(error)
-        with self._changed:
+        with self._lock:
             # One that waits for its iterable cannot be stopped; it sends nothing any more.
             self._changed.wait_for(self._fed, _END_SECONDS)
         self._resender.stop()
@@ -171,5 +172,5 @@ class Outstanding:
         for feeder in list(self._feeding):
             # Whoever waits here hands out no results, and so makes no room for more.
             feeder.sender.sink.window.widen(1 << 62)
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._chunks and self._fed())

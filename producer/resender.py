@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Protocol
 
+from farpool.producer import interrupts
 from farpool.producer.backend import Backend, Submission
 from farpool.producer.outage import Outage
 
@@ -41,19 +42,20 @@ class Resender:
         self._outstanding = outstanding
         self._numbers = itertools.count()
         self._waiting: list[tuple[float, int, str]] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     def add(self, due: float, chunk_id: str) -> None:
         """Send a chunk at monotonic time `due`; never once stopped."""
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 return
             heapq.heappush(self._waiting, (due, next(self._numbers), chunk_id))
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="farpool-resender", daemon=True)
-                thread.start()
+                interrupts.start(thread)
                 self._thread = thread
             self._changed.notify_all()
 
@@ -79,7 +81,7 @@ class Resender:
 
     def _next(self) -> list[str]:
         """Wait for what is due; nothing once nothing waits, and then the thread has ended."""
-        with self._changed:
+        with self._lock:
             while self._waiting and not self._stopped:
                 left = self._waiting[0][0] - time.monotonic()
                 if left <= 0.0:
@@ -102,12 +104,12 @@ class Resender:
 
     def look(self) -> None:
         """Let the thread see what is still expected."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def stop(self) -> None:
         """Send nothing any more; returns when the thread has ended."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._waiting.clear()
             thread = self._thread

@@ -54,7 +54,8 @@ class AsyncResult:
         self._drop: Callable[[], None] = _nothing
         self._lock = threading.Lock()
         self._waiting: list[Callable[[], None]] = []
-        self._event = threading.Event()
+        self._changed = threading.Condition(self._lock)
+        self._completed = False
         self._settled = False
         self._callback = callback
         self._error_callback = error_callback
@@ -63,7 +64,7 @@ class AsyncResult:
 
     def ready(self) -> bool:
         """Return whether the call has completed."""
-        return self._event.is_set()
+        return self._completed
 
     def successful(self) -> bool:
         """Return whether the call completed without an exception.
@@ -77,7 +78,11 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has completed, or `timeout` seconds have passed."""
-        self._event.wait(timeout)
+        self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> bool:
+        with self._lock:
+            return self._changed.wait_for(lambda: self._completed, timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the result and return it.
@@ -89,7 +94,7 @@ class AsyncResult:
             TimeoutError: the call has not completed in time (a multiprocessing.TimeoutError).
             BaseException: what the task raised, its remote traceback as the cause.
         """
-        if not self._event.wait(timeout):
+        if not self._wait(timeout):
             raise TimeoutError(f"no result after {timeout} seconds")
         if self._error is not None:
             raise self._error
@@ -127,7 +132,7 @@ class AsyncResult:
         # Asked without the lock, because a detached result may settle by it.
         if not self.ready():
             with self._lock:
-                if not self._event.is_set():
+                if not self._completed:
                     self._waiting.append(call)
                     return
         call()
@@ -148,7 +153,8 @@ class AsyncResult:
             log.exception("a callback failed")
         finally:
             with self._lock:
-                self._event.set()
+                self._completed = True
+                self._changed.notify_all()
             for waiting in self._waiting:
                 waiting()
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from redis import Redis, exceptions
 from redis.backoff import ExponentialBackoff
+from redis.connection import DefaultParser
 from redis.retry import Retry
 
 from farpool.shared.errors import ConfigError, ServerUnavailableError, UnsupportedServerError
@@ -24,6 +25,20 @@ MINIMUM_VERSION = (7, 0)
 _NEED = "farpool needs Redis 7.0 or later, or Valkey; 'farpool server' starts one"
 _NO_DATABASE = "what follows the host must be the number of a database"
 _RETRIED = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, NoHandshakeError)
+
+
+def _parser(socket_read_size: int) -> Any:
+    """Return redis-py's parser without the reference to itself, which only the collector ends.
+
+    The collector runs its finalizer at any time, and Python ignores a Ctrl-C that comes then.
+    """
+    parser: Any = DefaultParser(socket_read_size=socket_read_size)
+    parser.set_pubsub_push_handler(_as_it_is)
+    return parser
+
+
+def _as_it_is(response: Any) -> Any:
+    return response
 
 
 def url_or_default(url: str | None) -> str | None:
@@ -76,6 +91,7 @@ def _client(url: str, timeout: float, retries: int, retried: tuple[type[Exceptio
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=timeout,
             health_check_interval=0,
+            parser_class=_parser,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, retried),
             **tls,
         )
