@@ -18,6 +18,9 @@ from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+# What a server does when it is full does not depend on the Python.
+pytestmark = pytest.mark.slow
+
 MAXMEMORY = 8 << 20
 
 

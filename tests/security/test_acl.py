@@ -31,6 +31,9 @@ from tests.support.acl import documented, refused, set_users, url_of
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+# What a server allows does not depend on the Python.
+pytestmark = pytest.mark.slow
+
 RIGHTS = "Users with no more rights than they need"
 Url = Callable[[str], str]
 StartNode = Callable[..., NodeProcess]
