@@ -358,13 +358,15 @@ class Node:
                 self._finisher.lost(claim, "the node that ran the task was stopped", 1)
         try:
             self._finisher.finish()
-            while self._claims.requested:
-                self._claims.receive()
+            # Whose record is lost gets nothing more, and has to take its leave all the same.
+            with contextlib.suppress(NotRegisteredError):
+                while self._claims.requested:
+                    self._claims.receive()
             self._finisher.refused(self._claims.refused)
             self._finisher.finish()
             self._claims.give_back_all()
             self._registration.unregister()
-        except (RedisError, OSError, NotRegisteredError) as error:
+        except (RedisError, OSError) as error:
             log.warning("could not say goodbye to the server: %s", error)
         self._broker.client.close()
         log.info("node %s: stopped", self.config.name)

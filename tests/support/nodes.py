@@ -93,5 +93,7 @@ class NodeProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+                # What it leaves behind fails the test, and this says why it is there.
+                print(f"node {self.name} did not stop; it had logged:\n{self.output}")
         self._client.close()
         self._log.close()

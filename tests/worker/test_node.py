@@ -15,11 +15,13 @@ from rq.suspension import resume, suspend
 import farpool
 from farpool import Job, Queue, WorkerLostError
 from farpool.producer.inspect import overview
-from farpool.shared import payload
+from farpool.shared import keys, payload
 from farpool.shared.broker import Broker
 from farpool.shared.connection import URL_VARIABLE
 from farpool.shared.functions import name_of
 from farpool.shared.jobs import NewJob, Tag
+from farpool.worker.config import NodeConfig
+from farpool.worker.node import Node
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
@@ -154,3 +156,18 @@ def test_what_info_shows(node: NodeProcess, url: str, client: Redis, tmp_path: P
     wait_for(lambda: overview(client).nodes[0].state == "busy")
     (tmp_path / "marker.go").touch()
     assert running.get(10) == "done"
+
+
+def test_a_node_whose_record_is_lost_takes_its_leave(
+    url: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(NodeConfig(url, processes=1))
+
+    def finished(self: Node) -> bool:
+        client.delete(keys.worker(node.config.name))
+        self._claims.request(1)
+        return True
+
+    monkeypatch.setattr(Node, "_finished", finished)
+    node.run()
+    assert not client.exists(keys.NODES, keys.WORKERS, keys.workers("default"))
