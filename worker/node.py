@@ -72,6 +72,7 @@ class Node:
         self._stop_at: float | None = None
         self._outage = Outage()
         self._said_busy = False
+        self._said_draining = False
         # Monotonic times from which on each duty is due.
         self._claim_at = 0.0
         self._beat_at = 0.0
@@ -206,7 +207,7 @@ class Node:
                 self._let_nested_first()
             self._claim(now)
             if self._stop_at is not None:
-                self._hand_back()
+                self._drain()
             self._outage.end()
         except NotRegisteredError:
             self._register_again()
@@ -309,6 +310,16 @@ class Node:
             self._receive()
         self._hand_back()
         self._nested = False
+
+    def _drain(self) -> None:
+        if not self._said_draining:
+            self._said_draining = True
+            log.info(
+                "node %s: draining, for up to %g s; a second signal hands back all at once",
+                self.config.name,
+                self.config.drain_timeout,
+            )
+        self._hand_back()
 
     def _hand_back(self) -> None:
         tasks = self._dispatcher.take_back()
