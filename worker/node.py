@@ -312,7 +312,7 @@ class Node:
         self._nested = False
 
     def _drain(self) -> None:
-        if not self._said_draining:
+        if self._dispatcher.busy and not self._said_draining:
             self._said_draining = True
             log.info(
                 "node %s: draining, for up to %g s; a second signal hands back all at once",
