@@ -70,7 +70,7 @@ class Node:
         self._nested = False
         self._queues_empty = False
         self._stop_at: float | None = None
-        self._outage = Outage()
+        self._outage = Outage(config.lease)
         self._said_busy = False
         self._said_draining = False
         # Monotonic times from which on each duty is due.

@@ -14,9 +14,15 @@ _MAX_BACKOFF = 1.0
 
 
 class Outage:
-    """Says when to try again. Unlike a producer's it never sleeps: children go on meanwhile."""
+    """Says when to try again. Unlike a producer's it never sleeps: children go on meanwhile.
 
-    def __init__(self) -> None:
+    Args:
+        lease: seconds that other nodes wait for a sign of life; a node that only some calls fail
+            has to give several in that time.
+    """
+
+    def __init__(self, lease: float) -> None:
+        self._longest = min(_MAX_BACKOFF, lease / 3)
         self.since = 0.0
         """The monotonic time at which the latest trouble began."""
         self.retry_at = 0.0
@@ -42,7 +48,7 @@ class Outage:
         if not self or str(error) != self._trouble:
             log.warning("trouble with the server, trying again: %s", error)
         self._trouble = str(error)
-        self._backoff = min(_MAX_BACKOFF, max(_FIRST_BACKOFF, self._backoff * 2))
+        self._backoff = min(self._longest, max(_FIRST_BACKOFF, self._backoff * 2))
         self.retry_at = now + self._backoff
 
     def end(self) -> None:

@@ -29,7 +29,7 @@ def unsteady(start_node: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "site/sitecustomize.py").write_text("import tests.support.unsteady_clock\n")
     with monkeypatch.context() as environment:
         environment.setenv("PYTHONPATH", str(tmp_path / "site"))
-        return start_node(processes=2, lease=1)
+        return start_node(processes=2, lease=2)
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_a_node_whose_clock_jumps(
     unsteady: NodeProcess, start_node: Start, url: str, client: Redis, tmp_path: Path
 ) -> None:
     assert abs(Queue(url=url).enqueue("time.time").get(20) - time.time()) > 1800
-    steady = start_node(processes=1, lease=1)
+    steady = start_node(processes=1, lease=2)
     markers = [tmp_path / name for name in ("job", "chunk", "retried")]
     with Load(url, tmp_path / "ran") as load, Pool(url=url) as pool:
         queue = Queue(connection=client)
@@ -48,7 +48,7 @@ def test_a_node_whose_clock_jumps(
         wait_for(lambda: all(marker.exists() for marker in markers[:2]))
         retried = queue.enqueue(tasks.fail_once, str(markers[2]), retry=Retry(max=1))
         (begun, _) = client.time()
-        wait_for(lambda: client.time()[0] > begun + 2)
+        wait_for(lambda: client.time()[0] > begun + 4)
         load.go_on()
         for marker in markers:
             Path(f"{marker}.go").touch()

@@ -76,11 +76,11 @@ def test_an_outcome_waits_until_there_is_room(
     marker = tmp_path / "marker"
     queue = Queue(connection=client)
     with contextlib.ExitStack() as stack:
-        node = stack.enter_context(NodeProcess(server.url, processes=1, lease=1))
+        node = stack.enter_context(NodeProcess(server.url, processes=1, lease=2))
         job = queue.enqueue(tasks.block, str(marker))
         wait_for(marker.exists)
         wait_for(lambda: job.is_started)
-        heir = stack.enter_context(NodeProcess(server.url, processes=1, lease=1))
+        heir = stack.enter_context(NodeProcess(server.url, processes=1, lease=2))
         fill(client)
         marker.unlink()
         Path(f"{marker}.go").touch()
@@ -88,7 +88,7 @@ def test_an_outcome_waits_until_there_is_room(
         assert not job.is_finished
         # Nobody takes over from a node that goes on to show signs of life.
         (begun, _) = client.time()
-        wait_for(lambda: client.time()[0] > begun + 2)
+        wait_for(lambda: client.time()[0] > begun + 4)
         make_room(client)
         assert job.get(20) == "done"
         assert not marker.exists()
