@@ -11,6 +11,7 @@ from tests.support.nodes import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(330)
 def test_every_measurement_runs() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick"],

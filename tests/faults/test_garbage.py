@@ -25,18 +25,21 @@ SOUND: dict[Any, Any] = {"status": "queued", "origin": "default", "data": b"\x80
 
 def spoil(client: Redis, chance: random.Random, key: str) -> None:
     """Put anything, of any type, where a key is."""
-    client.delete(key)
     value = chance.randbytes(chance.randrange(12))
-    put: list[Callable[[], object]] = [
-        lambda: client.set(key, value),
-        lambda: client.rpush(key, value, "x"),
-        lambda: client.sadd(key, value),
-        lambda: client.zadd(key, {value: chance.choice([-1.0, 0.0, 1e12, float("inf")])}),
-        lambda: client.hset(key, mapping={value or b"x": value, b"lease": value}),
-        lambda: client.xadd(key, {value or b"x": value}),
-    ]
-    chance.choice(put)()
-    client.expire(key, 60)
+    # In one step, because a node may write there too.
+    with client.pipeline() as pipe:
+        put: list[Callable[[], object]] = [
+            lambda: pipe.set(key, value),
+            lambda: pipe.rpush(key, value, "x"),
+            lambda: pipe.sadd(key, value),
+            lambda: pipe.zadd(key, {value: chance.choice([-1.0, 0.0, 1e12, float("inf")])}),
+            lambda: pipe.hset(key, mapping={value or b"x": value, b"lease": value}),
+            lambda: pipe.xadd(key, {value or b"x": value}),
+        ]
+        pipe.delete(key)
+        chance.choice(put)()
+        pipe.expire(key, 60)
+        pipe.execute()
 
 
 def odd_job(client: Redis, chance: random.Random, name: str) -> None:
