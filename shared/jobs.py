@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_TAG = re.compile(rb"([0-9a-f]*) ([dcolm]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,9})?)")
+_TAG = re.compile(rb"([0-9a-f]*) ([dcolm]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,6})?)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Tag:
         """Return the text of the job's field."""
         flags = (self.announce, self.chunk, self.output, self.leased, self.once)
         marks = "".join(flag for flag, on in zip("dcolm", flags, strict=True) if on)
-        return f"{self.session} {marks} {self.attempts} {self.limit:.6f}"
+        # The shortest limit must not turn into none.
+        limit = max(self.limit, 1e-6) if self.limit else 0.0
+        return f"{self.session} {marks} {self.attempts} {limit:.6f}"
 
     @staticmethod
     @functools.lru_cache(maxsize=64)

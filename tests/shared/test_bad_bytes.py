@@ -22,11 +22,16 @@ maybe = st.one_of(st.none(), texts)
 
 @given(texts)
 @example(b"5e55 d 1 0.5\n")
+@example(b"5e55 d 1 0.0000001")
 @example("5e55 d \u0661 0".encode())
 def test_any_field_is_a_tag_or_none(field: bytes) -> None:
     tag = Tag.decode(field)
     if tag != Tag():
         assert Tag.decode(tag.encode().encode()) == tag
+
+
+def test_the_shortest_limit_is_not_none() -> None:
+    assert Tag.decode(Tag(limit=1e-9).encode().encode()).limit > 0
 
 
 @given(st.tuples(texts, maybe, maybe, maybe, maybe, maybe), st.sampled_from([b"", b"1"]))
