@@ -17,8 +17,8 @@ class Outage:
     """Says when to try again. Unlike a producer's it never sleeps: children go on meanwhile.
 
     Args:
-        lease: seconds that other nodes wait for a sign of life; a node that only some calls fail
-            has to give several in that time.
+        lease: seconds that other nodes wait for a sign of life. Where only some calls fail, as on a
+            full server, several attempts have to fit into it.
     """
 
     def __init__(self, lease: float) -> None:
