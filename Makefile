@@ -45,6 +45,7 @@ lint: $(VENV)/.dev  ## check style, types and compose.yaml
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 
 format: $(VENV)/.dev  ## put the code into its standard form

@@ -16,9 +16,9 @@ from redis import Redis
 from rq.suspension import resume, suspend
 
 from farpool import Queue
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
-from farpool.shared.signing import SECRET_VARIABLE
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
+from farpool.shared.signing.signer import SECRET_VARIABLE
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
 

@@ -20,9 +20,9 @@ from benchmarks.harness import PROCESSES, Bench, Row
 from benchmarks.tasks import note_and_wait, square
 from farpool import Pool, Queue
 from farpool.shared import keys
-from farpool.shared.broker import LEASE_SECONDS
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.defaults import LEASE_SECONDS
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 

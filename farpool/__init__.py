@@ -2,13 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from farpool.producer.attach import DetachedResult, attach
+from farpool.producer.detached import DetachedResult, attach
 from farpool.producer.executor import Executor
 from farpool.producer.group import Group
 from farpool.producer.job import Job
 from farpool.producer.pool import Pool
 from farpool.producer.queue import Queue
-from farpool.producer.results import AsyncResult, MapResult
+from farpool.producer.results.result import AsyncResult, MapResult
 from farpool.shared.errors import (
     ConfigError,
     FarpoolError,
@@ -18,6 +18,7 @@ from farpool.shared.errors import (
     PayloadError,
     QueueFullError,
     RemoteError,
+    ServerBinaryNotFoundError,
     ServerFullError,
     ServerUnavailableError,
     SignatureError,
@@ -49,6 +50,7 @@ __all__ = [
     "Queue",
     "QueueFullError",
     "RemoteError",
+    "ServerBinaryNotFoundError",
     "ServerFullError",
     "ServerUnavailableError",
     "SignatureError",

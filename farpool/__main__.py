@@ -1,6 +1,6 @@
 """`python -m farpool` is the `farpool` command."""
 
-from farpool.cli import main
+from farpool.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -14,10 +14,10 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from farpool.producer.imap import IMapIterator
-from farpool.producer.options import Options, TaskOptions
+from farpool.producer.calls.options import Options, TaskOptions
 from farpool.producer.pool import Pool
-from farpool.producer.results import AsyncResult
+from farpool.producer.results.imap import IMapIterator
+from farpool.producer.results.result import AsyncResult
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -9,10 +9,11 @@ from typing import Any
 from rq import Queue
 
 from farpool.producer.job import Job
-from farpool.producer.outage import Outage
-from farpool.producer.session import BLOCK_SECONDS, Session, deadline_of, time_left
-from farpool.shared import nesting, outcome
+from farpool.producer.session.outage import Outage
+from farpool.producer.session.session import BLOCK_SECONDS, Session, deadline_of, time_left
 from farpool.shared.errors import TimeoutError
+from farpool.shared.pickling import outcome
+from farpool.shared.pipe import blocking
 
 
 class Group:
@@ -60,7 +61,7 @@ class Group:
             BaseException: the exception of the first job, in order, that failed. The others
                 have ended too, and `as_completed` tells of each.
         """
-        with nesting.waiting(self._queue.name):
+        with blocking.waiting(self._queue.name):
             for _ in self._completions(timeout):
                 pass
         return [outcome.result(self._outcomes[job_id]) for job_id in self._ids]
@@ -94,7 +95,7 @@ class Group:
                 raise TimeoutError(f"{seen} of {len(self._ids)} jobs ended in {timeout} seconds")
             found: list[tuple[str, bytes]] = []
             with (
-                nesting.waiting(self._queue.name),
+                blocking.waiting(self._queue.name),
                 outage.ridden_out(time_left(deadline, BLOCK_SECONDS)),
             ):
                 # What a stock worker ran is announced by nobody.

@@ -11,14 +11,21 @@ from redis import Redis
 from rq.job import JobStatus
 from rq.results import Result
 
-from farpool.producer.outage import Outage
-from farpool.producer.session import BLOCK_SECONDS, NOBODY, deadline_of, text_of_failure, time_left
-from farpool.shared import nesting, outcome
-from farpool.shared.broker import UNFINISHED, Broker
+from farpool.producer.session.outage import Outage
+from farpool.producer.session.session import (
+    BLOCK_SECONDS,
+    NOBODY,
+    deadline_of,
+    text_of_failure,
+    time_left,
+)
 from farpool.shared.errors import NoResultError, TimeoutError
-from farpool.shared.signed_job import SignedJob
+from farpool.shared.pickling import outcome
+from farpool.shared.pipe import blocking
+from farpool.shared.redis.broker import UNFINISHED, Broker
+from farpool.shared.signing.rq_job import SignedJob
 
-log = logging.getLogger("farpool.producer")
+log = logging.getLogger(__name__)
 
 _FIRST_BLOCKS = (0.5, 1.0)
 """Seconds after which the job itself is looked at, in case that it has no result to come."""
@@ -56,7 +63,7 @@ class Job(SignedJob):
             RemoteError: RQ's own code ran it, which keeps only the traceback's text.
             BaseException: the exception that the task raised, its remote traceback as the cause.
         """
-        with nesting.waiting(self.origin):
+        with blocking.waiting(self.origin):
             found = self._ended(timeout)
         if found.type == Result.Type.SUCCESSFUL:
             return found.return_value

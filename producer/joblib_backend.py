@@ -17,9 +17,9 @@ from joblib.parallel import (
 )
 
 from farpool.producer.pool import Pool
-from farpool.producer.results import AsyncResult
-from farpool.shared.broker import Broker
-from farpool.shared.connection import connect, url_or_default
+from farpool.producer.results.result import AsyncResult
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.connection import connect, url_or_default
 
 
 class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):

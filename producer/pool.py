@@ -15,16 +15,16 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from farpool.producer import detached as detached_calls
-from farpool.producer.attach import DetachedResult
-from farpool.producer.backend import Backend
-from farpool.producer.calls import Calls
-from farpool.producer.cluster import ClusterBackend
-from farpool.producer.imap import IMapIterator
-from farpool.producer.local import LocalBackend
-from farpool.producer.options import Options, TaskOptions
-from farpool.producer.results import AsyncResult, Callback, MapResult
-from farpool.shared.chunks import Kind
-from farpool.shared.connection import url_or_default
+from farpool.producer.backends.base import Backend
+from farpool.producer.backends.cluster import ClusterBackend
+from farpool.producer.backends.local import LocalBackend
+from farpool.producer.calls.calls import Calls
+from farpool.producer.calls.options import Options, TaskOptions
+from farpool.producer.detached import DetachedResult
+from farpool.producer.results.imap import IMapIterator
+from farpool.producer.results.result import AsyncResult, Callback, MapResult
+from farpool.shared.child.chunks import Kind
+from farpool.shared.redis.connection import url_or_default
 
 _Result = TypeVar("_Result", bound=AsyncResult)
 _MIN_GRACE, _MAX_GRACE = 0.1, 30 * 86_400.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import reprlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,14 +21,17 @@ from rq.utils import parse_timeout
 
 from farpool.producer.group import Group
 from farpool.producer.job import Job
-from farpool.producer.job_data import Call
-from farpool.producer.session import Session
-from farpool.shared import keys, payload, signing
-from farpool.shared.broker import MAX_PAYLOAD, RESULT_SECONDS, Broker
-from farpool.shared.connection import connect, url_or_default
+from farpool.producer.session.session import Session
+from farpool.shared import keys
+from farpool.shared.child import functions
+from farpool.shared.defaults import MAX_PAYLOAD, RESULT_SECONDS
 from farpool.shared.errors import ConfigError, QueueFullError, ServerFullError, SignatureError
-from farpool.shared.jobs import NewJob, Tag
-from farpool.shared.signed_job import guarded
+from farpool.shared.pickling import payload
+from farpool.shared.records import NewJob, Tag
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.connection import connect, url_or_default
+from farpool.shared.signing.rq_job import guarded
+from farpool.shared.signing.signer import JOB_FIELD
 
 _BULK_OPTIONS = {"job_timeout", "result_ttl", "ttl", "failure_ttl", "description", "at_front"}
 _RQ_OPTIONS = {
@@ -56,7 +60,7 @@ class Queue(RQQueue):
 
     Raises:
         ConfigError: neither connection nor url is given, or the url or a limit cannot be used.
-        ServerUnavailableError, UnsupportedServerError: see `farpool.shared.connection.connect`.
+        ServerUnavailableError, UnsupportedServerError: see `connect`.
     """
 
     job_class = Job
@@ -287,9 +291,9 @@ class Queue(RQQueue):
             "timeout": str(timeout).encode(),
             "farpool": tag.encode().encode(),
         }
-        signer = self._broker.signer
-        if signer is not None:
-            fields[signing.JOB_FIELD] = signer.sign_job(new.id, tag.encode(), new.data)
+        own = self._broker.signer
+        if own is not None:
+            fields[JOB_FIELD] = own.sign_job(new.id, tag.encode(), new.data)
         job = Job(new.id, connection=self.connection)
         job.restore(fields)
         return job
@@ -308,3 +312,49 @@ def _options(data: EnqueueData) -> dict[str, Any]:
         "failure_ttl": data.failure_ttl, "at_front": data.at_front,
     }  # fmt: skip
     return {name: value for name, value in options.items() if value is not None}
+
+
+class Call:
+    """Encodes calls of one function as RQ job data.
+
+    Args:
+        function: what other processes cannot import goes by value.
+
+    Raises:
+        TypeError: it is none.
+        ConfigError: it is the name of none.
+    """
+
+    def __init__(self, function: Callable[..., Any] | str) -> None:
+        if not (isinstance(function, str) or callable(function)):
+            raise TypeError(f"a callable or the name of one is expected, not {function!r}")
+        if isinstance(function, str) and "" in function.split("."):
+            raise ConfigError(f"{function!r} is not the dotted name of a function")
+        self.head: tuple[bytes, ...] = ()
+        """What goes before the arguments: the function, if it goes by value."""
+        known = function if isinstance(function, str) else functions.name_of(function)
+        if known is None:
+            function = cast(Callable[..., Any], function)
+            self.name = getattr(function, "__qualname__", None) or type(function).__name__
+            self.target = functions.BY_VALUE
+            self.head = (payload.dumps(function),)
+        else:
+            self.target = self.name = known
+
+    def data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """Return a call's data, pickled.
+
+        Raises:
+            Exception: an argument does not pickle.
+        """
+        return payload.dumps((self.target, None, (*self.head, *args), kwargs))
+
+    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return what RQ's tools show of a call, which is short."""
+        shown = [_show(value) for value in args]
+        shown += [f"{key}={_show(value)}" for key, value in kwargs.items()]
+        return f"{self.name}({', '.join(shown)})"
+
+
+def _show(value: object) -> str:
+    return repr(value) if type(value) in (int, float, bool, type(None)) else reprlib.repr(value)

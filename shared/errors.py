@@ -110,3 +110,9 @@ class RemoteError(FarpoolError):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+# Errors travel in results, so they go by their public names, wherever this file stands.
+for _name, _class in list(globals().items()):
+    if isinstance(_class, type) and issubclass(_class, FarpoolError):
+        _class.__module__ = "farpool"

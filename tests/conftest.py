@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from farpool.shared.connection import URL_VARIABLE, connect
-from farpool.shared.server import EmbeddedServer
-from farpool.shared.signing import FILE_VARIABLE, SECRET_VARIABLE
+from farpool.shared.redis.connection import URL_VARIABLE, connect
+from farpool.shared.server.embedded import EmbeddedServer
+from farpool.shared.signing.signer import FILE_VARIABLE, SECRET_VARIABLE
 from tests.support.leaks import leaked_keys
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for

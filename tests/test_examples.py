@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.redis.connection import URL_VARIABLE
 from tests.support.nodes import ROOT, NodeProcess
 
 SQUARES = "[1, 4, 9, 16, 25]"

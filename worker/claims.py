@@ -8,17 +8,17 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
-from farpool.shared import frames
-from farpool.shared.broker import Broker
-from farpool.shared.call import Call
-from farpool.shared.jobs import Claim
-from farpool.worker.fence import Fence
+from farpool.shared.pipe import frames
+from farpool.shared.records import Claim
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.script import Call
+from farpool.worker.registration import Fence
 
 ANNOUNCE_SECONDS = 0.05
 """A job is marked started in Redis once it has run this long; shorter ones never need to be."""
 _DEFAULT_TIMEOUT = 180.0
 _WHOLE = re.compile(rb"-?\d{1,10}")
-_LIFECYCLE = "farpool.shared.lifecycle"
+_WIRE = "farpool.wire"
 
 
 class Claims:
@@ -120,7 +120,7 @@ class Claims:
 
     def _lifecycle(self, function: str, *args: object) -> bytes:
         arguments = (self._url, self._node, *args)
-        return pickle.dumps((f"{_LIFECYCLE}.{function}", None, arguments, {}))
+        return pickle.dumps((f"{_WIRE}.{function}", None, arguments, {}))
 
     def errand(self, function: str, *args: object) -> frames.Task:
         """Make a task of a function in shared/lifecycle.py; it belongs to no job."""

@@ -9,8 +9,8 @@ import uuid
 from dataclasses import dataclass, field
 
 from farpool.shared import keys
-from farpool.shared.broker import LEASE_SECONDS, MAX_ATTEMPTS
-from farpool.shared.child import ChildConfig
+from farpool.shared.child.main import ChildConfig
+from farpool.shared.defaults import LEASE_SECONDS, MAX_ATTEMPTS
 from farpool.shared.errors import ConfigError
 
 _FILES, _FILES_EACH = 16, 3

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-log = logging.getLogger("farpool.node")
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 _MIB = 1 << 20

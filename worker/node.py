@@ -18,25 +18,23 @@ from types import FrameType
 
 from redis.exceptions import RedisError
 
-from farpool.shared import outcome
-from farpool.shared.broker import Broker, NotRegisteredError
-from farpool.shared.connection import connect
-from farpool.shared.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
 from farpool.shared.errors import StartError
-from farpool.shared.events import Blocked
-from farpool.shared.jobs import Claim
-from farpool.shared.signing import SECRET_VARIABLE as SECRET
+from farpool.shared.pickling import outcome
+from farpool.shared.processes.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
+from farpool.shared.processes.events import Blocked
+from farpool.shared.records import Claim
+from farpool.shared.redis.broker import Broker, NotRegisteredError
+from farpool.shared.redis.connection import connect
+from farpool.shared.signing.signer import SECRET_VARIABLE as SECRET
+from farpool.worker.backoff import Outage
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
-from farpool.worker.fence import Fence
-from farpool.worker.finisher import Finisher
-from farpool.worker.janitor import recover
 from farpool.worker.memory import LOOK_SECONDS, MemoryGuard
-from farpool.worker.outage import Outage
-from farpool.worker.registration import Registration
-from farpool.worker.waiter import Waiter
+from farpool.worker.queue_watcher import Waiter
+from farpool.worker.registration import Fence, Registration, recover
+from farpool.worker.result_writer import Finisher
 
-log = logging.getLogger("farpool.node")
+log = logging.getLogger(__name__)
 
 MAINTENANCE_SECONDS = 600.0
 SUSPENDED_SECONDS = 1.0

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterable, Sequence
 
 from redis import Redis
 from rq import SimpleWorker
 from rq.utils import now
 
-from farpool.shared.broker import Beat, Broker, NotRegisteredError
+from farpool.shared.child.rq_lifecycle import Worker
 from farpool.shared.errors import ConfigError
-from farpool.shared.jobs import Claim
-from farpool.shared.rq_worker import Worker
-from farpool.worker.fence import Fence
+from farpool.shared.records import Claim
+from farpool.shared.redis.broker import Beat, Broker, NotRegisteredError
+from farpool.worker.result_writer import Finisher
+
+OWNER_DIGITS = 12
+"""How many of its digits say whose fence it is; also in scripts/."""
+
+
+class Fence:
+    """A text that the server keeps with the node's name: whose it is, and a counter.
+
+    Another owner's means that another node has taken the name. An earlier one of the same owner
+    means that the request was sent before the node stopped waiting for answers.
+    """
+
+    def __init__(self) -> None:
+        self._owner = uuid.uuid4().hex[:OWNER_DIGITS]
+        self._count = 0
+
+    def __str__(self) -> str:
+        return f"{self._owner}{self._count:08x}"
+
+    def renew(self) -> None:
+        """Make what was sent so far late."""
+        self._count += 1
 
 
 class Registration:
@@ -77,3 +100,24 @@ class Registration:
     def unregister(self) -> None:
         """Say goodbye; what the node still holds is for others to take over."""
         self._broker.unregister(self._name, self._queues, str(self._fence))
+
+
+log = logging.getLogger(__name__)
+
+
+def recover(
+    broker: Broker, node: str, lost: str, finisher: Finisher, max_attempts: int, fence: Fence
+) -> None:
+    """Take over what the node `lost` held, whatever ended its lease; or a predecessor of `node`.
+
+    What it had not started goes back to its queue uncharged; what it had started is charged an
+    attempt, and failed through `finisher` once it has had `max_attempts`.
+    """
+    recovered = broker.recover(node, lost, max_attempts, str(fence))
+    if recovered is None:
+        return
+    released, exhausted = recovered
+    if node != lost or released or exhausted:
+        log.warning("node %s is lost: %d jobs put back, %d failed", lost, released, len(exhausted))
+    for claim in exhausted:
+        finisher.lost(claim, f"the node {lost} that ran the task was lost", max_attempts)

@@ -10,7 +10,7 @@ from redis import Redis
 
 import farpool
 from farpool.shared import keys
-from farpool.shared.broker import Broker
+from farpool.shared.redis.broker import Broker
 from tests.support.leaks import leaked_keys
 
 _PATIENCE = 20.0

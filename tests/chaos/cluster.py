@@ -11,8 +11,8 @@ from typing import Self
 
 from redis import Redis
 
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.chaos.hosts import Hosts
 from tests.support.leaks import alive, descendants
 from tests.support.nodes import ROOT, NodeProcess

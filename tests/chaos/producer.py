@@ -24,8 +24,8 @@ from redis.exceptions import RedisError
 
 import farpool
 from farpool import Pool, Queue, WorkerLostError
-from farpool.producer.attach import DetachedResult
-from farpool.producer.options import TaskOptions
+from farpool.producer.calls.options import TaskOptions
+from farpool.producer.detached import DetachedResult
 from farpool.shared.errors import ServerFullError, ServerUnavailableError
 from tests.chaos.work import work
 

@@ -10,8 +10,8 @@ import unittest
 
 import click
 
-from farpool.shared.connection import URL_VARIABLE
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import URL_VARIABLE
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support.nodes import NodeProcess
 
 _PRIVATE = "looks at the pool's own child processes; a cluster's workers are elsewhere"

@@ -12,7 +12,7 @@ from typing import Any
 from test import _test_multiprocessing as cpython
 from test import test_multiprocessing_main_handling as main_handling
 
-from farpool import run
+from farpool.commands import run
 
 run.install()
 _theirs: Any = cpython
@@ -33,7 +33,7 @@ for _name in ("test_source", "test_source_main_skipped_in_children"):
     setattr(
         _scripts,
         _name,
-        "from farpool.run import install; install()\n" + getattr(_scripts, _name),
+        "from farpool.commands.run import install; install()\n" + getattr(_scripts, _name),
     )
 
 

@@ -11,8 +11,8 @@ from redis import Redis
 from rq.job import Retry
 
 from farpool import AsyncResult, FarpoolError, Job, Pool, Queue
-from farpool.shared import lifecycle
-from farpool.shared.broker import Broker
+from farpool.shared.child import rq_lifecycle
+from farpool.shared.redis.broker import Broker
 from tests.support import tasks, transitions
 from tests.support.load import Load
 from tests.support.nodes import NodeProcess
@@ -26,7 +26,9 @@ Start = Callable[..., NodeProcess]
 def unsteady(start_node: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeProcess:
     """A node whose `time.time` jumps back and forth by an hour, in all its processes."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text("import tests.support.unsteady_clock\n")
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import tests.support.programs.unsteady_clock\n"
+    )
     with monkeypatch.context() as environment:
         environment.setenv("PYTHONPATH", str(tmp_path / "site"))
         return start_node(processes=2, lease=2)
@@ -67,11 +69,11 @@ def test_registries_are_not_cleaned_by_a_clock_that_is_off(
     give_lease(broker.client, "a", 60, 1)
     transitions.add(broker, "j")
     transitions.start(broker, "a", *transitions.take(broker))
-    lifecycle.maintain(url, "a", ["low"])
+    rq_lifecycle.maintain(url, "a", ["low"])
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3600)
     with pytest.raises(FarpoolError, match=r"\+3[56]\d\d s off the server's"):
-        lifecycle.maintain(url, "a", ["low"])
+        rq_lifecycle.maintain(url, "a", ["low"])
     assert transitions.running(client) == ["j"]
     monkeypatch.undo()
     drop_lease(broker.client, "a")

@@ -15,8 +15,8 @@ import pytest
 from redis import Redis
 
 from farpool import Pool, Queue
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from farpool.worker.config import NodeConfig
 from farpool.worker.node import Node
 from tests.support import tasks

@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 
 from farpool import Pool, Queue
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.load import charged
 from tests.support.nodes import NodeProcess

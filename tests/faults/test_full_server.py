@@ -12,8 +12,8 @@ from redis import Redis
 
 from farpool import Pool, Queue, ServerFullError
 from farpool.shared import keys
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for

@@ -14,7 +14,7 @@ from redis import Redis
 
 from farpool import Pool
 from farpool.shared import keys
-from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.redis.connection import URL_VARIABLE
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for

@@ -10,7 +10,7 @@ from pathlib import Path
 from redis import Redis
 
 from farpool import Pool
-from farpool.producer.cluster import ClusterBackend
+from farpool.producer.backends.cluster import ClusterBackend
 from farpool.shared import keys
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess

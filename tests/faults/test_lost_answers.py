@@ -12,7 +12,7 @@ from redis import Redis
 
 from farpool import Pool, Queue, WorkerLostError
 from farpool.shared import keys
-from farpool.shared.broker import Broker
+from farpool.shared.redis.broker import Broker
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.relay import relay

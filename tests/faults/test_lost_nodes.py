@@ -14,9 +14,9 @@ import pytest
 from redis import Redis
 
 from farpool import Pool, Queue, WorkerLostError
-from farpool.producer.inspect import overview
+from farpool.producer.admin.inspect import overview
 from farpool.shared import keys
-from farpool.shared.broker import Broker
+from farpool.shared.redis.broker import Broker
 from tests.support import tasks
 from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
@@ -32,7 +32,7 @@ def start(url: str, client: Redis) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def start(name: str) -> subprocess.Popen[bytes]:
-            script = Path(ROOT, "tests/support/short_lease.py")
+            script = Path(ROOT, "tests/support/programs/short_lease.py")
             process = subprocess.Popen(
                 [sys.executable, script, url, name],
                 env=os.environ | {"PYTHONPATH": str(ROOT)},

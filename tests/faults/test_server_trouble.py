@@ -14,11 +14,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError, RedisError
 
 from farpool import NoResultError, Pool, Queue
-from farpool.producer.lease import Lease
+from farpool.producer.session.keepalive import Lease
 from farpool.shared import keys
-from farpool.shared.broker import Broker
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.load import Load
 from tests.support.nodes import NodeProcess
@@ -243,7 +243,7 @@ def test_nodes_are_not_lost_because_the_server_was_away(tmp_path: Path) -> None:
 def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
     url: str, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG", "farpool.pool")
+    caplog.set_level("DEBUG", "farpool")
     with contextlib.closing(connect(url)) as connection:
         lease = Lease(Broker(connection), "5e55", 3.0)
         lease.renew()

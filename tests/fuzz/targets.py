@@ -10,13 +10,14 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterable
 
+from farpool.producer.calls.sender import read
 from farpool.producer.detached import read_record
-from farpool.producer.sender import read
-from farpool.shared import frames, outcome, payload
-from farpool.shared.broker.base import claim_in
-from farpool.shared.broker.viewers import number
 from farpool.shared.errors import PayloadError
-from farpool.shared.jobs import Tag, claim_of
+from farpool.shared.pickling import outcome, payload
+from farpool.shared.pipe import frames
+from farpool.shared.records import Tag, claim_of
+from farpool.shared.redis.base import claim_in
+from farpool.shared.redis.viewers import number
 
 
 def _pieces(data: bytes) -> Iterable[bytes]:

@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from farpool import Pool
-from farpool.producer import session as sessions
-from farpool.producer.attach import attach
-from farpool.producer.detached import Record, read_record
-from farpool.producer.inspect import overview
-from farpool.producer.sender import error_of, read
-from farpool.producer.session import Session, outcome_of_record
-from farpool.shared import keys, outcome
-from farpool.shared.broker import Broker
+from farpool.producer.admin.inspect import overview
+from farpool.producer.calls.sender import read
+from farpool.producer.detached import Record, attach, read_record
+from farpool.producer.session import session as sessions
+from farpool.producer.session.session import Session, outcome_of_record
+from farpool.shared import keys
 from farpool.shared.errors import NoResultError, PayloadError
-from farpool.shared.jobs import NewJob, Tag
+from farpool.shared.pickling import outcome
+from farpool.shared.pickling.outcome import error_of
+from farpool.shared.records import NewJob, Tag
+from farpool.shared.redis.broker import Broker
 from tests.support import odd, tasks
 from tests.support.nodes import NodeProcess
 from tests.support.transitions import give_lease

@@ -24,8 +24,8 @@ from farpool import (
 )
 from farpool.producer import detached
 from farpool.shared import keys
-from farpool.shared.connection import URL_VARIABLE
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import URL_VARIABLE
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for

@@ -22,10 +22,10 @@ from rq.registry import FailedJobRegistry
 from rq.results import Result
 
 from farpool import Job, NotFailedError, Queue, RemoteError
-from farpool.producer.failures import Failures
+from farpool.producer.admin.failures import Failures
 from farpool.shared import keys
-from farpool.shared.call import exchange
-from farpool.shared.connection import URL_VARIABLE, connect
+from farpool.shared.redis.connection import URL_VARIABLE, connect
+from farpool.shared.redis.script import exchange
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
@@ -247,7 +247,7 @@ def test_a_new_result_that_comes_amid_a_look(
     stream = keys.result_stream(job.id)
     client.xadd(stream, {"type": Result.Type.FAILED.value})
     client.expire(stream, 60)
-    where = "farpool.shared.broker.producers.exchange"
+    where = "farpool.shared.redis.producers.exchange"
 
     def end_then(*arguments: Any) -> Any:
         replies = exchange(*arguments)

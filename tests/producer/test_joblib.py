@@ -25,9 +25,10 @@ from sklearn.tree import DecisionTreeClassifier
 
 import farpool.joblib
 from farpool import ServerUnavailableError, WorkerLostError
-from farpool.shared.connection import URL_VARIABLE
-from tests.support import joblib_tasks, tasks
+from farpool.shared.redis.connection import URL_VARIABLE
+from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
+from tests.support.programs import joblib_tasks
 from tests.support.waiting import wait_for
 
 
@@ -312,7 +313,7 @@ def test_forest() -> None:
 
 
 def test_farpool_alone_does_without_joblib() -> None:
-    program = "import farpool, farpool.cli, sys; print('joblib' in sys.modules)"
+    program = "import farpool, farpool.commands.cli, sys; print('joblib' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True
     )

@@ -14,8 +14,8 @@ from rq import Retry
 
 from farpool import ConfigError, Queue, QueueFullError
 from farpool.shared import keys
-from farpool.shared.broker import Broker
-from farpool.shared.jobs import NewJob, Tag
+from farpool.shared.records import NewJob, Tag
+from farpool.shared.redis.broker import Broker
 from tests.support import tasks
 
 LIMIT = 1200

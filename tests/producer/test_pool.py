@@ -24,7 +24,7 @@ from farpool import (
     StartError,
     WorkerLostError,
 )
-from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.redis.connection import URL_VARIABLE
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for

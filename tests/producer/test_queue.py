@@ -235,7 +235,7 @@ def test_enqueue_many(queue: Queue) -> None:
 def test_another_process_finds_the_job(queue: Queue, url: str) -> None:
     job = queue.enqueue(tasks.square, 12)
     program = (
-        "import sys, farpool; from farpool.shared.connection import connect\n"
+        "import sys, farpool; from farpool.shared.redis.connection import connect\n"
         "print(farpool.Job.fetch(sys.argv[1], connection=connect(sys.argv[2])).get(20))"
     )
     found = subprocess.check_output([sys.executable, "-c", program, job.id, url], cwd=ROOT)
@@ -247,5 +247,5 @@ def test_functions_that_are_not_there(queue: Queue, node: NodeProcess) -> None:
     with pytest.raises(ImportError, match=r"no function 'tests.support.tasks.nothing' on host"):
         queue.enqueue("tests.support.tasks.nothing").get(10)
     with pytest.raises(ZeroDivisionError):
-        queue.enqueue("tests.support.broken.anything").get(10)
+        queue.enqueue("tests.support.programs.broken.anything").get(10)
     assert node.process.poll() is None

@@ -19,13 +19,14 @@ from rq.group import Group
 from rq.rate_limit import RateLimit
 
 import farpool
-from farpool import NoResultError, Pool, Queue, WorkerLostError, cli
-from farpool.shared import lifecycle
-from farpool.shared.broker import Broker
-from farpool.shared.connection import connect, is_refusal
-from farpool.shared.current_job import connection as connection_of_child
+from farpool import NoResultError, Pool, Queue, WorkerLostError
+from farpool.commands import cli
+from farpool.shared.child import rq_lifecycle
+from farpool.shared.child.current_job import connection as connection_of_child
 from farpool.shared.errors import ServerUnavailableError
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.connection import connect, is_refusal
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.acl import documented, refused, set_users, url_of
 from tests.support.nodes import NodeProcess
@@ -191,11 +192,11 @@ def test_maintenance(url: Url, queue: Queue, admin: Redis) -> None:
     admin.sadd("rq:groups", "group")
     admin.sadd("rq:group:group", "gone")
     admin.sadd("rq:workers:default", "rq:worker:gone")
-    lifecycle.maintain(url("node"), "node", ["default"])
+    rq_lifecycle.maintain(url("node"), "node", ["default"])
     # What is between two lists is only looked at the second time.
     admin.rpush("rq:queue:default:intermediate", abandoned[1].id)
-    lifecycle.maintain(url("node"), "node", ["default"])
-    lifecycle.maintain(url("node"), "node", ["default"])
+    rq_lifecycle.maintain(url("node"), "node", ["default"])
+    rq_lifecycle.maintain(url("node"), "node", ["default"])
     connection_of_child(url("node")).close()
     assert admin.zcard("rq:wip:default") == 0
     assert not admin.exists("rq:group:group")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from farpool import Pool
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO

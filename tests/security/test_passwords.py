@@ -17,10 +17,10 @@ import rq
 from redis import Redis
 
 from farpool import Executor, Pool, Queue, RemoteError, WorkerLostError, attach
-from farpool.producer.inspect import overview
-from farpool.shared.child import ChildConfig
-from farpool.shared.connection import URL_VARIABLE, connect
-from farpool.shared.server import EmbeddedServer
+from farpool.producer.admin.inspect import overview
+from farpool.shared.child.main import ChildConfig
+from farpool.shared.redis.connection import URL_VARIABLE, connect
+from farpool.shared.server.embedded import EmbeddedServer
 from farpool.worker.config import NodeConfig
 from tests.support import tasks
 from tests.support.leaks import descendants
@@ -33,7 +33,7 @@ SHOWN = "c0rrect-h0rse"
 
 # Logs all that anybody has to say, and then is the farpool command.
 FARPOOL = (
-    "import logging; logging.basicConfig(level=0); from farpool.cli import main; "
+    "import logging; logging.basicConfig(level=0); from farpool.commands.cli import main; "
     "main(prog_name='farpool')"
 )
 

@@ -13,12 +13,12 @@ import pytest
 import rq
 from click.testing import CliRunner
 
-from farpool import Pool, Queue, cli
-from farpool.producer.outage import is_away
-from farpool.shared.connection import READ_SECONDS, connect
+from farpool import Pool, Queue
+from farpool.commands import cli
+from farpool.producer.session.outage import is_away
 from farpool.shared.errors import ServerUnavailableError
-from farpool.shared.server import EmbeddedServer
-from farpool.shared.tls import NoHandshakeError
+from farpool.shared.redis.connection import READ_SECONDS, NoHandshakeError, connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.tls import make_certificates, tls_before

@@ -12,7 +12,7 @@ from redis import Redis
 
 from farpool import Pool, Queue
 from farpool.shared import keys
-from farpool.shared.connection import connect
+from farpool.shared.redis.connection import connect
 from tests.support import tasks
 from tests.support.waiting import wait_for
 

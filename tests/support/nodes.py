@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from farpool.producer.inspect import overview
-from farpool.shared.connection import URL_VARIABLE, connect
+from farpool.producer.admin.inspect import overview
+from farpool.shared.redis.connection import URL_VARIABLE, connect
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]

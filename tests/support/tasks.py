@@ -20,7 +20,7 @@ from typing import Any
 from rq import Retry, get_current_job
 
 from farpool import Pool, Queue
-from farpool.shared.outbox import Outbox
+from farpool.shared.child.outbox import Outbox
 
 
 def square(n: int) -> int:

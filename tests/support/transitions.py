@@ -15,12 +15,10 @@ from rq.job import Job
 from rq.registry import StartedJobRegistry
 
 from farpool.shared import keys
-from farpool.shared.broker import (
-    Broker,
-)
-from farpool.shared.call import Call
-from farpool.shared.jobs import Claim, Completion, NewJob, Tag
-from farpool.worker.fence import Fence
+from farpool.shared.records import Claim, Completion, NewJob, Tag
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.script import Call
+from farpool.worker.registration import Fence
 
 QUEUES = ("high", "low")
 CALL = pickle.dumps(("tests.support.tasks.add", None, (3,), {"b": 4}))

@@ -11,12 +11,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from farpool.shared import keys
-from farpool.shared.broker import Broker, NotRegisteredError
-from farpool.shared.connection import READ_SECONDS
-from farpool.shared.jobs import Tag
+from farpool.shared.records import Tag
+from farpool.shared.redis.broker import Broker, NotRegisteredError
+from farpool.shared.redis.connection import READ_SECONDS
 from farpool.worker.claims import Claims
-from farpool.worker.fence import Fence
-from farpool.worker.registration import Registration
+from farpool.worker.registration import Fence, Registration
 from tests.support.transitions import QUEUES, add, complete, completion, give_lease, take
 from tests.support.waiting import wait_for
 

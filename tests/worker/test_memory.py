@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from farpool import ConfigError, Pool, Queue, StartError, WorkerLostError
-from farpool.shared import memory
+from farpool.shared.child import memory
 from farpool.worker.config import NodeConfig
 from farpool.worker.memory import MemoryGuard, available
 from farpool.worker.node import Node

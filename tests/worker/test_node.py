@@ -14,12 +14,13 @@ from rq.suspension import resume, suspend
 
 import farpool
 from farpool import Job, Queue, WorkerLostError
-from farpool.producer.inspect import overview
-from farpool.shared import keys, payload
-from farpool.shared.broker import Broker
-from farpool.shared.connection import URL_VARIABLE
-from farpool.shared.functions import name_of
-from farpool.shared.jobs import NewJob, Tag
+from farpool.producer.admin.inspect import overview
+from farpool.shared import keys
+from farpool.shared.child.functions import name_of
+from farpool.shared.pickling import payload
+from farpool.shared.records import NewJob, Tag
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.connection import URL_VARIABLE
 from farpool.worker.config import NodeConfig
 from farpool.worker.node import Node
 from tests.support import tasks
@@ -75,7 +76,7 @@ def test_max_tasks_per_child(start_node: Start, url: str) -> None:
 
 
 def test_what_cannot_start(node: NodeProcess, url: str) -> None:
-    bad = run_worker(url, "--preload", "tests.support.broken")
+    bad = run_worker(url, "--preload", "tests.support.programs.broken")
     assert bad.returncode == 1
     assert bad.stderr.splitlines()[-1].startswith("Error: no child process can start: ZeroDivision")
     taken = run_worker(url, "--name", node.name)

@@ -1,0 +1,103 @@
+"""What is going on at a server: its nodes, and its queues with their jobs by state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from redis import Redis
+from rq import Queue
+
+from farpool.shared import keys
+from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.viewers import number, readable
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """A live node; `queues` are names with commas."""
+
+    name: str
+    processes: int
+    state: str
+    queues: str
+    finished: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class QueueInfo:
+    """A queue and the number of its jobs in each state that RQ keeps a registry of."""
+
+    name: str
+    jobs: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Nodes and queues, by name, and how many jobs nodes have refused."""
+
+    nodes: list[NodeInfo]
+    queues: list[QueueInfo]
+    refused: int
+
+
+def overview(client: Redis) -> Overview:
+    """Look at a server.
+
+    Raises:
+        RedisError: the server does not answer.
+    """
+    broker = Broker(client)
+    nodes = [
+        NodeInfo(
+            name=node["name"],
+            processes=number(node.get("farpool_processes", "")),
+            state=node.get("state", "?"),
+            queues=node.get("queues", ""),
+            finished=number(node.get("successful_job_count", "")),
+            failed=number(node.get("failed_job_count", "")),
+        )
+        for node in broker.nodes()
+    ]
+    claimed = broker.claimed_by_queue(node.name for node in nodes)
+    queues = []
+    for name in broker.queues():
+        queue = Queue(name, connection=client)
+        now = int(time.time())
+        with client.pipeline(transaction=False) as pipe:
+            pipe.llen(queue.key)
+            pipe.zcard(queue.started_job_registry.key)
+            for registry in (queue.finished_job_registry, queue.failed_job_registry):
+                # What has not expired; RQ removes the rest at the next maintenance.
+                pipe.zcount(registry.key, now, "+inf")
+                pipe.zcount(registry.key, -1, -1)
+            for waiting in (
+                queue.deferred_job_registry,
+                queue.scheduled_job_registry,
+                queue.canceled_job_registry,
+            ):
+                pipe.zcard(waiting.key)
+            counts = [count or 0 for count in readable(pipe.execute(raise_on_error=False))]
+        queued, started, finished, for_ever, failed, failed_for_ever, *others = counts
+        jobs = {
+            "queued": queued,
+            "claimed": max(0, claimed.get(name, 0) - started),
+            "started": started,
+            "finished": finished + for_ever,
+            "failed": failed + failed_for_ever,
+        }
+        jobs |= zip(("deferred", "scheduled", "canceled"), others, strict=True)
+        queues.append(QueueInfo(name, jobs))
+    return Overview(sorted(nodes, key=lambda node: node.name), queues, client.llen(keys.QUARANTINE))
+
+
+def refusals(client: Redis) -> list[str]:
+    """Return what nodes have refused, the latest first, each as a JSON text.
+
+    Raises:
+        RedisError: the server does not answer.
+    """
+    notes = cast("list[bytes]", client.lrange(keys.QUARANTINE, 0, -1))
+    return [note.decode("utf-8", "replace") for note in notes]

@@ -1,0 +1,129 @@
+"""The calls by which nodes come, stay, go, and take over from each other."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+from farpool.shared import keys
+from farpool.shared.defaults import ABANDONED_SECONDS
+from farpool.shared.records import Claim, Tag, iso
+from farpool.shared.redis.base import BaseBroker, is_text, text
+from farpool.shared.redis.script import Script
+
+
+class Beat(NamedTuple):
+    """What a node hears with the renewal of its lease."""
+
+    lost: list[str]
+    """Names of nodes whose lease has ended."""
+    gone: list[str]
+    """Ids of its started jobs that were deleted or canceled."""
+    follow_ups: list[str]
+    """Ids of ended jobs whose follow-up is overdue."""
+
+
+class LeaseBroker(BaseBroker):
+    """Keeps which nodes there are, and how long what they hold is theirs."""
+
+    @cached_property
+    def _heartbeat(self) -> Script:
+        return self._script("heartbeat")
+
+    def heartbeat(
+        self, node: str, lease: float, keep: int, busy: bool, started: Iterable[Claim],
+        fence: str, *, free: bool = False,
+    ) -> Beat | None:  # fmt: skip
+        """Renew a node's lease for all it holds.
+
+        Args:
+            lease: seconds that others wait for the next one.
+            keep: seconds to keep RQ's record of the node.
+            fence: from now on a request with an earlier one is refused, however late it arrives.
+            free: a child has nothing to do, so this node comes first where there is more to do.
+
+        Returns:
+            None if this node must register (again).
+        """
+        names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
+        args: list[Any] = [
+            node, repr(lease), keep, iso(time.time()), "busy" if busy else "idle",
+            keys.PREFIX, ABANDONED_SECONDS, fence, "1" if free else "",
+        ]  # fmt: skip
+        for claim in started:
+            args += (claim.id, claim.execution, claim.queue)
+        reply = cast(list[Any], self._heartbeat(names, args))
+        if not reply:
+            return None
+        lost, gone, due = reply
+        for name in lost:
+            if not is_text(name):
+                # No node has such a name, so none is waited for or taken over from.
+                self.client.zrem(keys.NODES, name)
+        return Beat(*([i.decode() for i in found if is_text(i)] for found in (lost, gone, due)))
+
+    @cached_property
+    def _register(self) -> Script:
+        return self._script("register")
+
+    def register(
+        self, node: str, queues: Sequence[str], lease: float, keep: int, fence: str,
+        record: Mapping[str, str | int],
+    ) -> bool:  # fmt: skip
+        """Give a node a lease, so that it may hold claims, and a record among RQ's workers.
+
+        Args:
+            record: fields of RQ's hash of a worker.
+
+        Returns:
+            False if a live worker has the name.
+        """
+        sets = [keys.WORKERS, *map(keys.workers, queues)]
+        fields = itertools.chain.from_iterable(record.items())
+        args = [node, repr(lease), keep, fence, *fields]
+        return bool(self._register([keys.NODES, keys.worker(node), *sets], args))
+
+    @cached_property
+    def _unregister(self) -> Script:
+        return self._script("unregister")
+
+    def unregister(self, node: str, queues: Sequence[str], fence: str) -> None:
+        """Take the leave of a node; what it holds is for others to take over."""
+        names = [
+            keys.NODES, keys.worker(node), keys.worker_executions(node), keys.claims(node),
+            keys.WORKERS, *map(keys.workers, queues),
+        ]  # fmt: skip
+        self._unregister(names, [node, fence, iso(time.time())])
+
+    @cached_property
+    def _recover(self) -> Script:
+        return self._script("recover")
+
+    def recover(
+        self, node: str, lost: str, max_attempts: int, fence: str
+    ) -> tuple[int, list[Claim]] | None:
+        """Take over what a node held whose lease has ended, or a predecessor of the same name.
+
+        Args:
+            fence: that of `node`; a call that comes when it has another one does nothing.
+
+        Returns:
+            The number of jobs given back to their queues, and those that have had all their
+            attempts, now claimed by `node`; None if there is nothing to take over.
+        """
+        names = [
+            keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost),
+            keys.worker(node),
+        ]  # fmt: skip
+        args = [keys.PREFIX, lost, max_attempts, fence]
+        state, *rest = cast(list[Any], self._recover(names, args))
+        if state == 0:
+            return None
+        released, *jobs = rest
+        return released, [
+            Claim(text(job_id), text(execution), text(queue), tag=Tag.decode(tag))
+            for job_id, execution, queue, tag in jobs
+        ]

@@ -1,0 +1,186 @@
+"""RQ's Job where there is a secret: only what a holder of the secret wrote is unpickled."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import zlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+from redis import Redis
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, Retry
+from rq.serializers import DefaultSerializer, JSONSerializer, resolve_serializer
+from rq.utils import decode_redis_hash
+
+from farpool.shared.errors import FarpoolError, SignatureError
+from farpool.shared.pickling import outcome, payload
+from farpool.shared.signing import signer
+
+_PLAIN = {
+    "builtins": {"bytearray", "complex", "frozenset", "range", "set", "slice"},
+    "collections": {"OrderedDict", "deque"},
+    "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
+    "decimal": {"Decimal"},
+    "uuid": {"UUID", "SafeUUID"},
+}
+
+
+class UnsignedJobError(SignatureError, NoSuchJobError):
+    """A job is not as anybody with the secret wrote it; for RQ's code there is no such job."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _PLAIN.get(module, ()):
+            return super().find_class(module, name)
+        raise SignatureError(
+            f"{module}.{name} is refused where nothing is signed: with a secret a job's meta holds "
+            "plain data, and its result is read with get()"
+        )
+
+
+class PlainSerializer:
+    """An RQ serializer that unpickles nothing but plain data: numbers, texts, dates, lists, ..."""
+
+    dumps: ClassVar[Any] = DefaultSerializer.dumps
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        """Unpickle plain data.
+
+        Raises:
+            SignatureError: it holds anything else.
+        """
+        return _PlainUnpickler(io.BytesIO(data)).load()
+
+
+class Guarded:
+    """An RQ serializer that leaves to another one only what is vouched for.
+
+    The rest has to be plain data, unless the other is RQ's for JSON, which can do no harm.
+
+    Args:
+        trusted: the other serializer, which also writes.
+        vouched: bytes whose signature was found right.
+    """
+
+    def __init__(self, trusted: Any, vouched: bytes | None = None) -> None:
+        self.trusted = trusted
+        self.written = b""
+        """What `dumps` returned last."""
+        self._vouched = vouched
+
+    def dumps(self, value: Any) -> bytes:
+        """Write a value."""
+        self.written = self.trusted.dumps(value)
+        return self.written
+
+    def loads(self, data: bytes) -> Any:
+        """Read a value.
+
+        Raises:
+            SignatureError: nobody vouches for it, and it is not plain data.
+        """
+        free = data == self._vouched or self.trusted is JSONSerializer
+        return (self.trusted if free else PlainSerializer).loads(data)
+
+
+def guarded(serializer: Any, vouched: bytes | None = None) -> Guarded:
+    """Guard a serializer, given as RQ takes it; one that is guarded vouches anew."""
+    found: Any = resolve_serializer(serializer)
+    if found is PlainSerializer:
+        found = DefaultSerializer
+    return Guarded(found.trusted if isinstance(found, Guarded) else found, vouched)
+
+
+class SignedJob(Job):
+    """An RQ job that is signed when it is saved, and checked when it is read.
+
+    Without a secret it is RQ's own in every respect.
+    """
+
+    _tag = b""
+
+    def __init__(
+        self, id: Any = None, connection: Redis | None = None, serializer: Any = None
+    ) -> None:
+        self._signer = signer.from_environment()
+        if self._signer is not None:
+            serializer = guarded(serializer)
+        super().__init__(id, connection, serializer)
+
+    def restore(self, raw_data: Mapping[Any, Any]) -> None:
+        """Take the fields of the job's hash.
+
+        Raises:
+            UnsignedJobError: they are not as anybody with the secret wrote them.
+            NoSuchJobError: they are no job's.
+        """
+        if self._signer is not None:
+            fields = decode_redis_hash(dict(raw_data))
+            try:
+                data = payload.decompress(fields.get("data", b""), checked=False)
+                covered = [fields.get(name) for name in signer.COVERED_FIELDS]
+                self._signer.check_job(self.id, fields.get(signer.JOB_FIELD), covered, data)
+            except FarpoolError as error:
+                raise UnsignedJobError(str(error)) from None
+            self._tag = fields.get("farpool", b"")
+            self.serializer = guarded(self.serializer, data)
+        super().restore(raw_data)
+
+    @property
+    def checked_serializer(self) -> Any:
+        """The serializer for results whose signature was found right."""
+        return self.serializer if self._signer is None else guarded(self.serializer).trusted
+
+    @classmethod
+    def fetch_many(cls, job_ids: Any, connection: Redis, serializer: Any = None) -> list[Any]:
+        """Find jobs by their ids; None for those that are not there, or not signed."""
+        try:
+            return super().fetch_many(job_ids, connection, serializer)
+        except UnsignedJobError:
+            return [cls._fetched(job_id, connection, serializer) for job_id in job_ids]
+
+    @classmethod
+    def _fetched(cls, job_id: str, connection: Redis, serializer: Any) -> Any:
+        try:
+            return cls.fetch(job_id, connection, serializer)
+        except NoSuchJobError:
+            return None
+
+    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
+        """Return the fields of the job's hash, with their signature."""
+        fields: dict[str, Any] = super().to_dict(include_meta, include_result)
+        if self._signer is not None:
+            callbacks = (str(fields.get(name, "")).encode() for name in signer.COVERED_FIELDS[1:])
+            covered = (self._tag, *callbacks)
+            fields[signer.JOB_FIELD] = self._signer.sign_covered(self.id, covered, self.data)
+            if len(self.data) > payload.most_unchecked(len(fields["data"])):
+                fields["data"] = self.data
+        return fields
+
+    def _handle_success(self, result_ttl: Any, pipeline: Any, *args: Any, **kwargs: Any) -> None:
+        super()._handle_success(result_ttl, pipeline, *args, **kwargs)
+        if self._signer is not None:
+            # As it was written just now: a second pickle may differ, and some values have none.
+            written: bytes = cast(Guarded, self.serializer).written
+            body = outcome.NONE if self._result is None else outcome.RESULT + written
+            self._sign_result(pipeline, self._signer.sign_outcome(self.id, body))
+
+    def _handle_failure(self, exc_string: str, pipeline: Any, *args: Any, **kwargs: Any) -> None:
+        super()._handle_failure(exc_string, pipeline, *args, **kwargs)
+        if self._signer is not None:
+            record = base64.b64encode(zlib.compress(exc_string.encode()))
+            self._sign_result(pipeline, self._signer.sign_failure(self.id, record))
+
+    def sign_retry(self, retry: Retry) -> None:
+        """Sign what RQ records if this `Retry`, which the job returned, allows no further run."""
+        if self._signer is not None:
+            written = self.serializer.dumps(retry)
+            self._sign_result(self.connection, self._signer.sign_retry(self.id, written))
+
+    def _sign_result(self, pipeline: Any, signature: bytes) -> None:
+        pipeline.hset(self.key, signer.RESULT_FIELD, signature)

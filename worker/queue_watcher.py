@@ -1,0 +1,121 @@
+"""Lets a node without work sleep until one of its queues has a job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from farpool.shared import keys
+from farpool.shared.processes.pool import ProcessPool
+from farpool.shared.redis.broker import of_another_type
+from farpool.shared.redis.connection import is_refusal
+
+log = logging.getLogger(__name__)
+
+BLOCK_SECONDS = 5.0
+_LATE_SECONDS = 5.0
+
+
+class Waiter:
+    """Wakes the loop of a node when a queue has a job, and takes none itself.
+
+    One connection per queue blocks on the server, because a blocking peek looks at one key. Its
+    answer ends the `poll` of the node's processes.
+
+    Args:
+        client: where to take connections from.
+        queues: names of the queues.
+        processes: whose `poll` watches the connections.
+    """
+
+    def __init__(self, client: Redis, queues: Sequence[str], processes: ProcessPool) -> None:
+        self._connections = client.connection_pool
+        self._queues = queues
+        self._processes = processes
+        self._blocked: dict[str, tuple[Any, float]] = {}
+        self._spoiled: set[str] = set()
+        self.found = False
+        """Whether a queue has had a job, or the server went away, since `arm`."""
+
+    def arm(self) -> None:
+        """From now on, wake the loop once there is a job."""
+        self.found = False
+        for queue in self._queues:
+            if queue not in self._blocked and queue not in self._spoiled:
+                self._block(queue)
+
+    def _block(self, queue: str) -> None:
+        key = keys.queue(queue)
+        connection: Any = None
+        try:
+            connection = self._connections.get_connection()
+            # Moving the head onto itself is a blocking peek: all who wait are woken, none owns it.
+            connection.send_command("BLMOVE", key, key, "LEFT", "LEFT", BLOCK_SECONDS)
+        except (RedisError, OSError):
+            # The owner meets the same outage on its own connection, and deals with it.
+            self.found = True
+            if connection is not None:
+                self._let_go(connection)
+        else:
+            self._blocked[queue] = connection, time.monotonic()
+            self._processes.watch(connection._sock, partial(self._answered, queue))
+
+    def _answered(self, queue: str) -> None:
+        connection, _ = self._blocked.pop(queue)
+        self._processes.unwatch(connection._sock)
+        try:
+            job = connection.read_response()
+        except ResponseError as error:
+            self._connections.release(connection)
+            if is_refusal(error):
+                # The owner does not meet this one: nothing else moves within a queue.
+                raise
+            self._refused(queue, error)
+            return
+        except (RedisError, OSError):
+            self.found = True
+            self._let_go(connection)
+            return
+        self._connections.release(connection)
+        if job is None:
+            self._block(queue)
+        else:
+            self.found = True
+
+    def _refused(self, queue: str, error: ResponseError) -> None:
+        if of_another_type(error):
+            # Looked at again with every sign of life, not at once.
+            log.error("nothing is taken from the queue %r, whose key is no list", queue)
+            self._spoiled.add(queue)
+        else:
+            self.found = True
+
+    def _let_go(self, connection: Any) -> None:
+        connection.disconnect()
+        self._connections.release(connection)
+
+    def check(self) -> None:
+        """Give up connections on which the server should have answered long ago.
+
+        Queues that were no lists are looked at again.
+        """
+        if self._spoiled:
+            self._spoiled.clear()
+            self.found = True
+        overdue = time.monotonic() - BLOCK_SECONDS - _LATE_SECONDS
+        if any(since < overdue for _, since in self._blocked.values()):
+            self.reset()
+
+    def reset(self) -> None:
+        """Wait for nothing any more."""
+        self.found = True
+        for connection, _ in self._blocked.values():
+            self._processes.unwatch(connection._sock)
+            self._let_go(connection)
+        self._blocked.clear()

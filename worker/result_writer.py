@@ -1,0 +1,236 @@
+"""Collects what became of tasks and records it in Redis, a batch at a time."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import socket
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterable
+
+from redis.exceptions import OutOfMemoryError
+
+from farpool.shared.defaults import MAX_PAYLOAD
+from farpool.shared.errors import PayloadError, SignatureError, WorkerLostError
+from farpool.shared.pickling import outcome, payload
+from farpool.shared.processes.dispatcher import Crashed, Done, Printed, TimedOut
+from farpool.shared.records import Claim, Completion
+from farpool.shared.redis.broker import Broker, Completed
+from farpool.shared.redis.script import Call
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+BATCH_SECONDS = 0.004
+MAX_BATCH = 1000
+
+
+class Finisher:
+    """Keeps outcomes until the server has them; owned by the node's loop.
+
+    Args:
+        broker: the server.
+        node: name of this node.
+    """
+
+    def __init__(self, broker: Broker, node: str) -> None:
+        self._broker = broker
+        self._node = node
+        self._host = socket.gethostname()
+        self._completions: list[Completion] = []
+        self._lines: list[tuple[str, str, int, str]] = []
+        self._oldest = 0.0
+        self._calls: deque[tuple[Call[Completed], list[Completion]]] = deque()
+        self._newest = 0
+        self.dropped = 0
+        """Completions that came too late and were not recorded."""
+        self.broken = 0
+        """Outcomes for which there was no place, because a key holds something else."""
+
+    def __len__(self) -> int:
+        return len(self._completions) + len(self._lines) + len(self._calls)
+
+    @property
+    def collecting(self) -> bool:
+        """Whether there is anything for the next `flush`."""
+        return bool(self._completions or self._lines)
+
+    def due_in(self, now: float) -> float:
+        """Return the seconds until the next `flush` should come; 0 if now."""
+        if len(self._completions) >= BATCH:
+            return 0.0
+        if not self.collecting:
+            return BATCH_SECONDS
+        return max(0.0, self._oldest + BATCH_SECONDS - now)
+
+    def _mark(self) -> None:
+        if not self.collecting:
+            self._oldest = time.monotonic()
+
+    def done(self, claim: Claim, done: Done) -> None:
+        """Take the reply to a claimed task."""
+        reply = done.reply
+        body, text = reply.body, reply.text
+        if claim.lifecycle and not outcome.is_error(body):
+            # RQ's code has recorded the job's own outcome in the child.
+            self._add(claim, "recorded", reply.started, reply.seconds, b"", b"")
+            return
+        try:
+            if claim.tag.chunk:
+                payload.check_size("the chunk of results (see chunksize)", len(body), MAX_PAYLOAD)
+            else:
+                # RQ's record of it is base64.
+                payload.check_size("the result", len(body), MAX_PAYLOAD // 4 * 3)
+        except PayloadError as error:
+            body, text = _error(error)
+        if outcome.is_error(body):
+            self._add(claim, "failed", reply.started, reply.seconds, body, text)
+        else:
+            self._add(claim, "ok", reply.started, reply.seconds, body, b"")
+
+    def lost(self, claim: Claim, reason: str, attempts: int) -> None:
+        """Fail a job whose process or node was lost on every attempt; `attempts` by default."""
+        attempts = claim.tag.attempts or attempts
+        plural = "attempt" if attempts == 1 else "attempts"
+        error = WorkerLostError(f"{reason} (gave up after {attempts} {plural})")
+        self.failed(claim, error)
+
+    def crashed(self, claim: Claim, crash: Crashed, attempts: int) -> None:
+        """Fail a job whose process died of it on every attempt."""
+        self.lost(
+            claim,
+            f"the process that ran the task {crash.reason}: host {self._host}, pid {crash.pid}",
+            attempts,
+        )
+
+    def timed_out(self, claim: Claim, late: TimedOut) -> None:
+        """Fail a job whose process was ended because of its hard limit."""
+        seconds = late.task.timeout
+        body, text = _error(late.error(self._host))
+        self._add(claim, "failed", time.time() - seconds, seconds, body, text)
+
+    def refused(self, claims: Iterable[Claim]) -> None:
+        """Fail jobs that must not be run."""
+        for claim in claims:
+            log.error("refused: %s", claim.refused)
+            self.failed(claim, SignatureError(claim.refused))
+
+    def failed(self, claim: Claim, error: Exception) -> None:
+        """Fail a job for a reason that lies outside of its task."""
+        self._add(claim, "failed", time.time(), 0.0, *_error(error))
+
+    def _add(
+        self, claim: Claim, how: str, started: float, seconds: float, body: bytes, text: bytes
+    ) -> None:
+        self._mark()
+        if claim.tag.chunk and claim.tag.session:
+            how, ttl, record = "chunk", _ttl(claim.result_ttl), b""
+        elif how == "recorded":
+            ttl, record = b"", b""
+        elif how == "ok":
+            ttl = _ttl(claim.result_ttl)
+            record = b"" if body == outcome.NONE else base64.b64encode(body[1:])
+        else:
+            ttl = _ttl(claim.failure_ttl)
+            record = base64.b64encode(zlib.compress(text))
+        self._completions.append(
+            Completion(
+                claim.id, claim.execution, claim.queue, how, started, started + seconds, ttl,
+                claim.tag, body, record,
+            )
+        )  # fmt: skip
+
+    def printed(self, session: str, printed: Printed) -> None:
+        """Take lines that a task printed, for its caller."""
+        self._mark()
+        self._lines.append((session, self._host, printed.pid, printed.text))
+
+    def pending(self) -> list[tuple[str, str]]:
+        """Return (id, execution) of the jobs whose outcome the server does not have yet."""
+        batches = [self._completions, *(batch for _, batch in self._calls)]
+        return [(job.id, job.execution) for batch in batches for job in batch]
+
+    def flush(self) -> None:
+        """Send the server what there is; `settle` makes sure that it has it.
+
+        Raises:
+            RedisError: the server did not take it; it is kept for the next call.
+        """
+        if self._lines:
+            try:
+                self._broker.output(self._lines)
+            except OutOfMemoryError:
+                # Results must not wait for what can do without.
+                log.warning("the server is full: lines that tasks printed are not shown")
+            self._lines.clear()
+        if self._completions:
+            groups: dict[object, list[Completion]] = {}
+            for job in self._completions[:MAX_BATCH]:
+                groups.setdefault(job.group if job.how == "chunk" else None, []).append(job)
+            rest = self._completions[MAX_BATCH:]
+            self._newest = 0
+            while groups:
+                group, jobs = next(iter(groups.items()))
+                # A call that cannot be sent leaves what has not been sent where it was.
+                send = self._broker.complete if group is None else self._broker.complete_chunks
+                self._calls.append((send(self._node, jobs), jobs))
+                self._newest += 1
+                del groups[group]
+                self._completions = [job for jobs in groups.values() for job in jobs] + rest
+            self._oldest = time.monotonic()
+
+    def settle(self, *, newest: bool = True) -> list[str]:
+        """Wait until the server has what was sent.
+
+        Args:
+            newest: also what the last `flush` sent.
+
+        Returns:
+            The ids of finished jobs on which others depend.
+
+        Raises:
+            RedisError: see `flush`.
+        """
+        dependents: list[str] = []
+        left = 0 if newest else self._newest
+        while len(self._calls) > left:
+            call, batch = self._calls.popleft()
+            try:
+                completed = call.result()
+            except BaseException:
+                self._take_back(batch)
+                raise
+            self.dropped += completed.stale
+            dependents += completed.depended
+            self.broken += len(completed.broken)
+            for job_id in completed.broken:
+                log.error("job %s has no outcome: its keys, or its session's, are no job's", job_id)
+        return dependents
+
+    def _take_back(self, batch: list[Completion]) -> None:
+        """Keep what was sent but not answered; what the server has after all, it takes once."""
+        for call, sent in self._calls:
+            call.abandon()
+            batch += sent
+        self._calls.clear()
+        self._completions = batch + self._completions
+
+    def finish(self) -> list[str]:
+        """Flush and settle until nothing is left; see both."""
+        dependents = self.settle()
+        while len(self):
+            self.flush()
+            dependents += self.settle()
+        return dependents
+
+
+def _ttl(field: bytes) -> bytes:
+    """Return a job's time to live if it is one; no script can work with anything else."""
+    return field if field == b"-1" or (field.isdigit() and len(field) <= 10) else b""
+
+
+def _error(error: Exception) -> tuple[bytes, bytes]:
+    body, text = outcome.of_error(error)
+    return body, text.encode()
