@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from farpool.producer.backends.cluster import NO_TIMEOUT, ClusterBackend
-from farpool.producer.calls.options import Options
 from farpool.producer.calls.sender import read
+from farpool.producer.calls.task_options import Options
 from farpool.producer.results.chunk_size import FixedSize
 from farpool.producer.results.result import Callback, MapResult
 from farpool.producer.results.window import Window
 from farpool.producer.session.collector import Collector
 from farpool.producer.session.session import Session
-from farpool.shared.child.chunks import Chunk, Kind
+from farpool.shared.child.chunks import ChunkCodec, Kind
 from farpool.shared.defaults import INLINE_BYTES, MAX_PAYLOAD
 from farpool.shared.errors import ConfigError, NoResultError, PayloadError
 from farpool.shared.pickling import payload
@@ -43,7 +43,7 @@ _BATCH_BYTES = 1 << 23
 _SHARE = 4
 
 
-class Record(NamedTuple):
+class DetachedCall(NamedTuple):
     """What is known of a detached call.
 
     Attributes:
@@ -70,7 +70,7 @@ def start(
     items: Sequence[Any],
     chunksize: int | None,
     options: Options,
-) -> tuple[str, Record]:
+) -> tuple[str, DetachedCall]:
     """Send a call off; returns its id and record once all of it is on the server.
 
     Args:
@@ -91,7 +91,7 @@ def start(
         chunksize = max(1, -(-len(items) // (_SHARE * backend.processes)))
     if chunksize < 1:
         raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-    record = Record(
+    record = DetachedCall(
         backend.queue, len(items), 1 if options.timeout else chunksize, single=kind == "call"
     )
     broker = Broker(connect(backend.url))
@@ -111,7 +111,7 @@ def _send(
     func: Callable[..., Any],
     kind: Kind,
     items: Sequence[Any],
-    record: Record,
+    record: DetachedCall,
     options: Options,
 ) -> str:
     session = Session(broker)
@@ -128,7 +128,7 @@ def _send(
 
     setup = None if initialize is None else (initialize[0], kept("initializer", initialize[1]))
     # The function sees what the pool's initializer has set.
-    chunk = Chunk(func, kind, setup, main_by_value=True, namespace=namespace)
+    chunk = ChunkCodec(func, kind, setup, main_by_value=True, namespace=namespace)
     if isinstance(chunk.function, bytes):
         chunk.function = kept("function", chunk.function)
     broker.store(session.id, fields, _RECORD_SECONDS)
@@ -143,7 +143,7 @@ def _send(
 
 
 def _batches(
-    chunk: Chunk, name: str, items: Sequence[Any], record: Record, call_id: str
+    chunk: ChunkCodec, name: str, items: Sequence[Any], record: DetachedCall, call_id: str
 ) -> Iterator[list[NewJob]]:
     batch: list[NewJob] = []
     taken = 0
@@ -160,7 +160,7 @@ def _batches(
         yield batch
 
 
-def record_of(broker: Broker, call_id: str) -> Record | None:
+def find_call(broker: Broker, call_id: str) -> DetachedCall | None:
     """Return what is known of a detached call; None if there is none of this id (any more).
 
     Raises:
@@ -171,11 +171,11 @@ def record_of(broker: Broker, call_id: str) -> Record | None:
     if stored is None:
         return None
     known = broker.signer.open(call_id, stored) if broker.signer else signer.unsealed(stored)
-    return read_record(call_id, known)
+    return read_call(call_id, known)
 
 
-def read_record(call_id: str, stored: bytes) -> Record:
-    """Read what `start` wrote of a call; raises as `record_of`."""
+def read_call(call_id: str, stored: bytes) -> DetachedCall:
+    """Read what `start` wrote of a call; raises as `find_call`."""
     try:
         found = json.loads(stored)
     except (ValueError, RecursionError):
@@ -184,7 +184,7 @@ def read_record(call_id: str, stored: bytes) -> Record:
         case [str(queue), int(total), int(chunksize), bool(single)] if (
             0 <= total <= sys.maxsize and chunksize > 0
         ):
-            return Record(queue, total, chunksize, single)
+            return DetachedCall(queue, total, chunksize, single)
     raise PayloadError(
         f"what is kept of the detached call {call_id!r} is no record: {stored[:60]!r}"
     )
@@ -210,7 +210,7 @@ class DetachedResult(MapResult):
         self,
         url: str,
         call_id: str,
-        record: Record,
+        record: DetachedCall,
         callback: Callback = None,
         error_callback: Callback = None,
         progress: bool = False,
@@ -330,7 +330,7 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
     broker = Broker(connect(where))
     try:
         known = isinstance(call_id, str) and _ID.fullmatch(call_id)
-        record = record_of(broker, call_id) if known else None
+        record = find_call(broker, call_id) if known else None
     finally:
         broker.client.close()
     if record is None:

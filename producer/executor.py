@@ -14,7 +14,7 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from farpool.producer.calls.options import Options, TaskOptions
+from farpool.producer.calls.task_options import Options, TaskOptions
 from farpool.producer.pool import Pool
 from farpool.producer.results.imap import IMapIterator
 from farpool.producer.results.result import AsyncResult

@@ -96,7 +96,7 @@ class Group:
             found: list[tuple[str, bytes]] = []
             with (
                 blocking.waiting(self._queue.name),
-                outage.ridden_out(time_left(deadline, BLOCK_SECONDS)),
+                outage.retrying(time_left(deadline, BLOCK_SECONDS)),
             ):
                 # What a stock worker ran is announced by nobody.
                 looked = late

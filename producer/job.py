@@ -75,7 +75,7 @@ class Job(SignedJob):
         blocks = itertools.chain(_FIRST_BLOCKS, itertools.repeat(BLOCK_SECONDS))
         found: Result | None = None
         while found is None:
-            with outage.ridden_out(time_left(deadline, BLOCK_SECONDS)):
+            with outage.retrying(time_left(deadline, BLOCK_SECONDS)):
                 found = self._ended_within(time_left(deadline, next(blocks)))
             if found is None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {self.id} has no result after {timeout} seconds")

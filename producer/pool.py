@@ -19,7 +19,7 @@ from farpool.producer.backends.base import Backend
 from farpool.producer.backends.cluster import ClusterBackend
 from farpool.producer.backends.local import LocalBackend
 from farpool.producer.calls.calls import Calls
-from farpool.producer.calls.options import Options, TaskOptions
+from farpool.producer.calls.task_options import Options, TaskOptions
 from farpool.producer.detached import DetachedResult
 from farpool.producer.results.imap import IMapIterator
 from farpool.producer.results.result import AsyncResult, Callback, MapResult

@@ -105,7 +105,7 @@ class Queue(RQQueue):
             ServerFullError: the server has no memory left.
             QueueFullError: more than `max_queued` jobs would wait.
         """
-        call = Call(f)
+        call = CallCodec(f)
         given = {
             name: value
             for name in (_BULK_OPTIONS | _RQ_OPTIONS).intersection(kwargs)
@@ -178,7 +178,7 @@ class Queue(RQQueue):
         if unknown:
             raise TypeError(f"enqueue_map() takes no option {', '.join(sorted(unknown))}")
         session = Session(self._broker)
-        call = Call(f)
+        call = CallCodec(f)
         fixed = str(options.pop("description", None) or "")
         jobs = []
         for item in iterable:
@@ -206,12 +206,14 @@ class Queue(RQQueue):
             self._check_room(len(datas))
             return super().enqueue_many(datas, pipeline, group_id)
         session = Session(self._broker)
-        calls: dict[int, Call] = {}
+        calls: dict[int, CallCodec] = {}
         parts: list[_Part] = []
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
-                call = calls.get(id(data.func)) or calls.setdefault(id(data.func), Call(data.func))
+                call = calls.get(id(data.func)) or calls.setdefault(
+                    id(data.func), CallCodec(data.func)
+                )
                 args, kwargs = tuple(data.args or ()), data.kwargs or {}
                 description = str(data.description or call.describe(args, kwargs))
                 jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
@@ -314,7 +316,7 @@ def _options(data: EnqueueData) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-class Call:
+class CallCodec:
     """Encodes calls of one function as RQ job data.
 
     Args:

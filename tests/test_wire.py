@@ -11,7 +11,7 @@ import pytest
 
 import farpool
 from farpool import wire
-from farpool.producer.queue import Call
+from farpool.producer.queue import CallCodec
 from farpool.shared import errors
 from farpool.shared.child import chunks, functions
 from farpool.shared.pickling import by_value, outcome, payload
@@ -40,13 +40,13 @@ def test_a_name_is_found_as_a_stock_worker_looks_for_it(name: str) -> None:
 
 
 def test_a_chunk_names_nothing_else() -> None:
-    encoder = chunks.Chunk(lambda n: n, "map", ("5e55", b"call"), main_by_value=True)
+    encoder = chunks.ChunkCodec(lambda n: n, "map", ("5e55", b"call"), main_by_value=True)
     encoder.function = "session", "5e55", "0", b"digest"
     assert modules_in(encoder.data([1, 2])) == {"farpool.wire.run_chunk"}
 
 
 def test_a_call_by_value_names_nothing_else() -> None:
-    assert modules_in(Call(lambda n: n).data((3,), {})) == {"farpool.wire.call_by_value"}
+    assert modules_in(CallCodec(lambda n: n).data((3,), {})) == {"farpool.wire.call_by_value"}
 
 
 def test_definitions_by_value_name_nothing_else() -> None:

@@ -13,7 +13,7 @@ _FIRST_BACKOFF = 0.05
 _MAX_BACKOFF = 1.0
 
 
-class Outage:
+class Backoff:
     """Says when to try again. Unlike a producer's it never sleeps: children go on meanwhile.
 
     Args:
@@ -27,12 +27,12 @@ class Outage:
         """The monotonic time at which the latest trouble began."""
         self.retry_at = 0.0
         """The monotonic time before which the server is left alone."""
-        self._backoff = 0.0
+        self._pause = 0.0
         self._trouble = ""
 
     def __bool__(self) -> bool:
         """Whether the server has not answered since the latest trouble."""
-        return self._backoff > 0.0
+        return self._pause > 0.0
 
     def note(self, error: Exception) -> None:
         """Back off after an error of the server or the network.
@@ -48,11 +48,11 @@ class Outage:
         if not self or str(error) != self._trouble:
             log.warning("trouble with the server, trying again: %s", error)
         self._trouble = str(error)
-        self._backoff = min(self._longest, max(_FIRST_BACKOFF, self._backoff * 2))
-        self.retry_at = now + self._backoff
+        self._pause = min(self._longest, max(_FIRST_BACKOFF, self._pause * 2))
+        self.retry_at = now + self._pause
 
     def end(self) -> None:
         """Note that the server does what it is asked for."""
         if self:
-            self._backoff = 0.0
+            self._pause = 0.0
             log.warning("the server answers again")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from farpool.shared.pipe import frames
 from farpool.shared.records import Claim
 from farpool.shared.redis.broker import Broker
-from farpool.shared.redis.script import Call
+from farpool.shared.redis.script import PendingReply
 from farpool.worker.registration import Fence
 
 ANNOUNCE_SECONDS = 0.05
@@ -49,9 +49,9 @@ class Claims:
         self._started: set[str] = set()
         self._fence = fence
         self._count = 0
-        self._calls: deque[tuple[Call[list[Claim] | None], int, str]] = deque()
+        self._calls: deque[tuple[PendingReply[list[Claim] | None], int, str]] = deque()
         """Requests on their way: the call, the number of jobs, and how their executions begin."""
-        self.doubtful = False
+        self.uncertain = False
         """Whether the server may have done what nobody heard of; `reconcile` is due after the
         next heartbeat, which shows it the fence."""
         self.refused: list[Claim] = []
@@ -95,13 +95,13 @@ class Claims:
         self._held.update((claim.execution, claim) for claim in wanted)
         return [self._task(claim) for claim in wanted]
 
-    def doubt(self) -> None:
+    def lose_answers(self) -> None:
         """Wait for no answer any more, because some are lost; what comes late is refused."""
         for call, *_ in self._calls:
             call.abandon()
         self._calls.clear()
         self._fence.renew()
-        self.doubtful = True
+        self.uncertain = True
 
     def _task(self, claim: Claim) -> frames.Task:
         label = claim.description.partition(b"(")[0].decode("utf-8", "replace")
@@ -122,13 +122,13 @@ class Claims:
         arguments = (self._url, self._node, *args)
         return pickle.dumps((f"{_WIRE}.{function}", None, arguments, {}))
 
-    def errand(self, function: str, *args: object) -> frames.Task:
+    def housekeeping(self, function: str, *args: object) -> frames.Task:
         """Make a task of a function in shared/lifecycle.py; it belongs to no job."""
         data = self._lifecycle(function, *args)
         return frames.Task(0, 0, _DEFAULT_TIMEOUT, "", data, "", function)
 
     def of(self, task: frames.Task) -> Claim | None:
-        """Return the claim of a task; None if it is an errand or no longer held."""
+        """Return the claim of a task; None if it is an housekeeping or no longer held."""
         return self._held.get(task.key)
 
     def drop(self, task: frames.Task) -> Claim | None:
@@ -190,7 +190,7 @@ class Claims:
         Returns:
             Jobs that have had all their attempts, which nobody has come to fail yet.
         """
-        self.doubtful = False
+        self.uncertain = False
         on_server = self._broker.claimed(self._node)
         coming = tuple(execution for *_, execution in self._calls)
         known = {(claim.id, key) for key, claim in self._held.items()} | set(pending)

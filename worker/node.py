@@ -1,6 +1,6 @@
 """The node: takes jobs from queues, runs them on child processes, records what became of them.
 
-    queues --Claims.take--> Dispatcher (children) --results--> Finisher.flush--> Redis
+    queues --Claims.take--> Dispatcher (children) --results--> ResultWriter.flush--> Redis
 
 One thread runs the loop in `run`. All trouble with the server ends in `_back_off`: the children go
 on, results are kept, and the loop tries again. Only what its user may not do ends the node.
@@ -26,13 +26,13 @@ from farpool.shared.records import Claim
 from farpool.shared.redis.broker import Broker, NotRegisteredError
 from farpool.shared.redis.connection import connect
 from farpool.shared.signing.signer import SECRET_VARIABLE as SECRET
-from farpool.worker.backoff import Outage
+from farpool.worker.backoff import Backoff
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
 from farpool.worker.config import NodeConfig
-from farpool.worker.memory import LOOK_SECONDS, MemoryGuard
-from farpool.worker.queue_watcher import Waiter
+from farpool.worker.memory_guard import LOOK_SECONDS, MemoryGuard
+from farpool.worker.queue_watcher import QueueWatcher
 from farpool.worker.registration import Fence, Registration, recover
-from farpool.worker.result_writer import Finisher
+from farpool.worker.result_writer import ResultWriter
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class Node:
         self._claims = Claims(
             self._broker, config.name, config.queues, config.url, config.max_attempts, self._fence
         )
-        self._finisher = Finisher(self._broker, config.name)
-        self._waiter = Waiter(self._broker.client, config.queues, self._dispatcher.pool)
+        self._writer = ResultWriter(self._broker, config.name)
+        self._watcher = QueueWatcher(self._broker.client, config.queues, self._dispatcher.pool)
         self._memory = MemoryGuard(config.min_free_memory)
         self._crashes: list[tuple[Claim, Crashed]] = []
         self._nested = False
         self._queues_empty = False
         self._stop_at: float | None = None
-        self._outage = Outage(config.lease)
+        self._backoff = Backoff(config.lease)
         self._said_busy = False
         self._said_draining = False
         # Monotonic times from which on each duty is due.
@@ -127,7 +127,7 @@ class Node:
             self._shut_down()
 
     def _finished(self) -> bool:
-        idle = not (self._dispatcher.busy or len(self._finisher) or self._crashes)
+        idle = not (self._dispatcher.busy or len(self._writer) or self._crashes)
         if self._stop_at is not None:
             return idle or time.monotonic() >= self._stop_at
         return idle and self.config.burst and self._queues_empty
@@ -148,11 +148,11 @@ class Node:
                 case TimedOut(task):
                     claim = self._claims.drop(task)
                     if claim is not None:
-                        self._finisher.timed_out(claim, result)
+                        self._writer.timed_out(claim, result)
                 case Printed(task):
                     claim = self._claims.of(task)
                     if claim is not None:
-                        self._finisher.printed(claim.tag.session, result)
+                        self._writer.printed(claim.tag.session, result)
                 case Blocked():
                     self._nested = True
                 case _:
@@ -165,7 +165,7 @@ class Node:
     def _done(self, done: Done) -> None:
         claim = self._claims.drop(done.task)
         if claim is not None:
-            self._finisher.done(claim, done)
+            self._writer.done(claim, done)
         elif outcome.is_error(done.reply.body):
             text = done.reply.text.decode("utf-8", "replace")
             log.warning("dropped the failure of %s:\n%s", done.task.label, text)
@@ -174,15 +174,15 @@ class Node:
         """Seconds that the children may keep quiet before something else is due."""
         now = time.monotonic()
         due = [self._beat_at - now]
-        if len(self._finisher):
-            due.append(self._finisher.due_in(now) if self._dispatcher.sent else 0.0)
+        if len(self._writer):
+            due.append(self._writer.due_in(now) if self._dispatcher.sent else 0.0)
         if self._claims.requested:
             due.append(0.0)
         if self._dispatcher.busy:
             due.append(max(self._announce_at - now, ANNOUNCE_SECONDS / 2))
         if self._may_claim() and self._dispatcher.wanted(self._claims.requested):
             due.append(self._claim_at - now)
-        patience = max(min(due), self._outage.retry_at - now)
+        patience = max(min(due), self._backoff.retry_at - now)
         if self._stop_at is not None:
             patience = min(patience, self._stop_at - now)
         return max(0.0, patience)
@@ -192,12 +192,12 @@ class Node:
     def _talk(self) -> None:
         """Do whatever is due with the server."""
         now = time.monotonic()
-        if now < self._outage.retry_at:
+        if now < self._backoff.retry_at:
             return
         try:
-            if self._outage:
+            if self._backoff:
                 # Leases of others may have ended only because nobody could renew any.
-                self._judge_at = now + min(self.config.lease, now - self._outage.since)
+                self._judge_at = now + min(self.config.lease, now - self._backoff.since)
             # First, because a full server takes this still while it takes no outcomes.
             self._keep_alive(now)
             self._record(now)
@@ -206,7 +206,7 @@ class Node:
             self._claim(now)
             if self._stop_at is not None:
                 self._drain()
-            self._outage.end()
+            self._backoff.end()
         except NotRegisteredError:
             self._register_again()
         except (RedisError, OSError) as error:
@@ -218,24 +218,24 @@ class Node:
             for claim, crash in self._crashes:
                 self._claims.drop(crash.task)
                 if claim.id in exhausted:
-                    self._finisher.crashed(claim, crash, self.config.max_attempts)
+                    self._writer.crashed(claim, crash, self.config.max_attempts)
             self._crashes.clear()
             self._queues_empty = False
         # While results keep coming, the answers are left for the next turn and the server works
         # too; but not for longer, because a call may have to be sent again.
-        if self._outage or not self._dispatcher.sent:
-            parents = self._finisher.finish()
+        if self._backoff or not self._dispatcher.sent:
+            parents = self._writer.finish()
         else:
-            parents = self._finisher.settle(newest=not self._finisher.collecting)
-            if self._finisher.due_in(now) <= 0.0:
-                self._finisher.flush()
+            parents = self._writer.settle(newest=not self._writer.collecting)
+            if self._writer.due_in(now) <= 0.0:
+                self._writer.flush()
         self._follow_up(parents)
 
     def _follow_up(self, ids: Iterable[str]) -> None:
-        self._dispatcher.add(self._claims.errand("follow_up", job_id) for job_id in ids)
+        self._dispatcher.add(self._claims.housekeeping("follow_up", job_id) for job_id in ids)
 
     def _may_claim(self) -> bool:
-        return self._stop_at is None and (not self._queues_empty or self._waiter.found)
+        return self._stop_at is None and (not self._queues_empty or self._watcher.found)
 
     def _claim(self, now: float) -> None:
         requested = self._claims.requested
@@ -257,10 +257,10 @@ class Node:
             self._claim_at = time.monotonic() + SUSPENDED_SECONDS
             return
         self._queues_empty = not (tasks or self._claims.refused or self._broker.dropped > dropped)
-        self._finisher.refused(self._claims.refused)
+        self._writer.refused(self._claims.refused)
         self._claims.refused.clear()
         if self._queues_empty:
-            self._waiter.arm()
+            self._watcher.arm()
         self._dispatcher.add(tasks)
 
     def _keep_alive(self, now: float) -> None:
@@ -272,7 +272,7 @@ class Node:
             self._claims.give_back(self._dispatcher.surplus())
         if now >= self._maintain_at:
             self._maintain_at = now + MAINTENANCE_SECONDS
-            self._dispatcher.add([self._claims.errand("maintain", list(self.config.queues))])
+            self._dispatcher.add([self._claims.housekeeping("maintain", list(self.config.queues))])
         if now >= self._beat_at or (self._dispatcher.busy and not self._said_busy):
             started = self._claims.started()
             self._beat_at = now + min(self.config.lease / 3, _LOOK_SECONDS if started else math.inf)
@@ -282,15 +282,15 @@ class Node:
             )
             self._kill_unwanted(beat.gone)
             self._follow_up(beat.follow_ups)
-            if self._claims.doubtful:
+            if self._claims.uncertain:
                 self._reconcile()
-            self._waiter.check()
+            self._watcher.check()
             for lost in beat.lost if now >= self._judge_at else ():
                 self._recover(lost)
 
     def _recover(self, lost: str) -> None:
         name, attempts = self.config.name, self.config.max_attempts
-        recover(self._broker, name, lost, self._finisher, attempts, self._fence)
+        recover(self._broker, name, lost, self._writer, attempts, self._fence)
 
     def _kill_unwanted(self, gone: Collection[str]) -> None:
         """End the processes that run what a pool does not wait for any more."""
@@ -325,9 +325,9 @@ class Node:
         self._claims.give_back(task for task in tasks if task.key)
 
     def _reconcile(self) -> None:
-        for claim in self._claims.reconcile(self._finisher.pending()):
+        for claim in self._claims.reconcile(self._writer.pending()):
             reason = "a node that ran the task was lost"
-            self._finisher.lost(claim, reason, self.config.max_attempts)
+            self._writer.lost(claim, reason, self.config.max_attempts)
         waiting = self._dispatcher.take_back()
         self._dispatcher.add(
             task for task in waiting if not task.key or self._claims.of(task) is not None
@@ -335,7 +335,7 @@ class Node:
 
     def _register_again(self) -> None:
         log.warning("node %s has lost its lease; registering again", self.config.name)
-        self._claims.doubt()
+        self._claims.lose_answers()
         self._beat_at = 0.0
         try:
             self._registration.register()
@@ -343,10 +343,10 @@ class Node:
             self._back_off(error)
 
     def _back_off(self, error: Exception) -> None:
-        self._outage.note(error)
-        self._beat_at = self._outage.retry_at
-        self._claims.doubt()
-        self._waiter.reset()
+        self._backoff.note(error)
+        self._beat_at = self._backoff.retry_at
+        self._claims.lose_answers()
+        self._watcher.reset()
 
     def _shut_down(self) -> None:
         with contextlib.suppress(StartError):
@@ -357,22 +357,22 @@ class Node:
         for crashed, crash in self._crashes:
             if crashed.tag.once:
                 self._claims.drop(crash.task)
-                self._finisher.crashed(crashed, crash, 1)
-        self._waiter.reset()
+                self._writer.crashed(crashed, crash, 1)
+        self._watcher.reset()
         self._dispatcher.stop()
         for task in begun:
             claim = self._claims.of(task)
             if claim is not None and claim.tag.once:
                 self._claims.drop(task)
-                self._finisher.lost(claim, "the node that ran the task was stopped", 1)
+                self._writer.lost(claim, "the node that ran the task was stopped", 1)
         try:
-            self._finisher.finish()
+            self._writer.finish()
             # Whose record is lost gets nothing more, and has to take its leave all the same.
             with contextlib.suppress(NotRegisteredError):
                 while self._claims.requested:
                     self._claims.receive()
-            self._finisher.refused(self._claims.refused)
-            self._finisher.finish()
+            self._writer.refused(self._claims.refused)
+            self._writer.finish()
             self._claims.give_back_all()
             self._registration.unregister()
         except (RedisError, OSError) as error:

@@ -22,7 +22,7 @@ BLOCK_SECONDS = 5.0
 _LATE_SECONDS = 5.0
 
 
-class Waiter:
+class QueueWatcher:
     """Wakes the loop of a node when a queue has a job, and takes none itself.
 
     One connection per queue blocks on the server, because a blocking peek looks at one key. Its

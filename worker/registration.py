@@ -14,7 +14,7 @@ from farpool.shared.child.rq_lifecycle import Worker
 from farpool.shared.errors import ConfigError
 from farpool.shared.records import Claim
 from farpool.shared.redis.broker import Beat, Broker, NotRegisteredError
-from farpool.worker.result_writer import Finisher
+from farpool.worker.result_writer import ResultWriter
 
 OWNER_DIGITS = 12
 """How many of its digits say whose fence it is; also in scripts/."""
@@ -106,12 +106,12 @@ log = logging.getLogger(__name__)
 
 
 def recover(
-    broker: Broker, node: str, lost: str, finisher: Finisher, max_attempts: int, fence: Fence
+    broker: Broker, node: str, lost: str, writer: ResultWriter, max_attempts: int, fence: Fence
 ) -> None:
     """Take over what the node `lost` held, whatever ended its lease; or a predecessor of `node`.
 
     What it had not started goes back to its queue uncharged; what it had started is charged an
-    attempt, and failed through `finisher` once it has had `max_attempts`.
+    attempt, and failed through `writer` once it has had `max_attempts`.
     """
     recovered = broker.recover(node, lost, max_attempts, str(fence))
     if recovered is None:
@@ -120,4 +120,4 @@ def recover(
     if node != lost or released or exhausted:
         log.warning("node %s is lost: %d jobs put back, %d failed", lost, released, len(exhausted))
     for claim in exhausted:
-        finisher.lost(claim, f"the node {lost} that ran the task was lost", max_attempts)
+        writer.lost(claim, f"the node {lost} that ran the task was lost", max_attempts)

@@ -18,7 +18,7 @@ from farpool.shared.pickling import outcome, payload
 from farpool.shared.processes.dispatcher import Crashed, Done, Printed, TimedOut
 from farpool.shared.records import Claim, Completion
 from farpool.shared.redis.broker import Broker, Completed
-from farpool.shared.redis.script import Call
+from farpool.shared.redis.script import PendingReply
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ BATCH_SECONDS = 0.004
 MAX_BATCH = 1000
 
 
-class Finisher:
+class ResultWriter:
     """Keeps outcomes until the server has them; owned by the node's loop.
 
     Args:
@@ -42,7 +42,7 @@ class Finisher:
         self._completions: list[Completion] = []
         self._lines: list[tuple[str, str, int, str]] = []
         self._oldest = 0.0
-        self._calls: deque[tuple[Call[Completed], list[Completion]]] = deque()
+        self._calls: deque[tuple[PendingReply[Completed], list[Completion]]] = deque()
         self._newest = 0
         self.dropped = 0
         """Completions that came too late and were not recorded."""

@@ -46,7 +46,7 @@ class Backend(Protocol):
     namespace: str
     """See `payload.dumps`."""
     setup: Setup | None
-    """What each chunk carries to initialize its process; see `chunks.Chunk`."""
+    """What each chunk carries to initialize its process; see `chunks.ChunkCodec`."""
 
     def start(self, resolve: Resolve, broken: Break) -> None:
         """Begin."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from farpool.producer.backends.base import Submission
 from farpool.producer.session.collector import Break, Collector, Resolve
-from farpool.producer.session.keepalive import Lease
+from farpool.producer.session.keepalive import KeepAlive
 from farpool.producer.session.session import Session
 from farpool.shared import keys
 from farpool.shared.child.chunks import Setup
@@ -72,13 +72,13 @@ class ClusterBackend:
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
         self.namespace = self._session.id
-        self._lease = Lease(self._broker, self._session.id, grace)
+        self._keepalive = KeepAlive(self._broker, self._session.id, grace)
         self.setup: Setup | None = None
         if initializer is not None:
             call = payload.dumps((initializer, tuple(initargs)), namespace=self.namespace)
             self.initialize = self._session.id, call
             large = len(call) > INLINE_BYTES
-            kept = self._lease.store(self.new_id(), call) if large else call
+            kept = self._keepalive.store(self.new_id(), call) if large else call
             self.setup = self._session.id, kept
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
         self._tag = Tag(
@@ -88,7 +88,7 @@ class ClusterBackend:
 
     def start(self, resolve: Resolve, broken: Break) -> None:
         """See `Backend.start`."""
-        self._lease.start()
+        self._keepalive.start()
         self._collector.start(resolve, broken)
 
     def new_id(self) -> str:
@@ -109,19 +109,19 @@ class ClusterBackend:
 
     def store(self, name: str, data: bytes) -> Reference:
         """See `Backend.store`."""
-        return self._lease.store(name, data)
+        return self._keepalive.store(name, data)
 
     def unstore(self, stored: Reference) -> None:
         """See `Backend.unstore`."""
         if stored[0] == "session":
-            self._lease.unstore(stored)
+            self._keepalive.unstore(stored)
 
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
         try:
             self._enqueue(chunks)
         except LeaseEndedError:
-            self._lease.renew()
+            self._keepalive.renew()
             self._enqueue(chunks)
         finally:
             self._collector.wake()
@@ -144,7 +144,7 @@ class ClusterBackend:
         except (RedisError, OSError) as error:
             log.warning("could not cancel what is unfinished: %s", error)
         self._collector.join()
-        self._lease.stop()
+        self._keepalive.stop()
         try:
             self._broker.forget_session(self._session.id)
         except (RedisError, OSError) as error:

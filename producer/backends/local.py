@@ -74,7 +74,7 @@ class LocalBackend:
         self._unwanted: set[str] = set()
         self._numbers = itertools.count()
         self._attempts: dict[str, tuple[int, int]] = {}
-        """Chunk -> processes that it has cost and may cost, unless that is `_FRESH`."""
+        """ChunkCodec -> processes that it has cost and may cost, unless that is `_FRESH`."""
         self._storing = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False

@@ -8,15 +8,15 @@ from typing import Any
 
 from farpool.producer.backends.base import Backend
 from farpool.producer.calls.feeder import Feeder
-from farpool.producer.calls.options import Options
 from farpool.producer.calls.outstanding import Outstanding
-from farpool.producer.calls.sender import Sender, Sink
-from farpool.producer.results.chunk_size import AdaptiveSize, FixedSize, Items, Sizes
+from farpool.producer.calls.sender import ResultSink, Sender
+from farpool.producer.calls.task_options import Options
+from farpool.producer.results.chunk_size import AdaptiveSize, ChunkSizer, FixedSize, Items
 from farpool.producer.results.imap import Stream
 from farpool.producer.results.result import AsyncResult, Callback, MapResult
 from farpool.producer.results.window import Window
 from farpool.producer.session import interrupts
-from farpool.shared.child.chunks import Chunk, Kind
+from farpool.shared.child.chunks import ChunkCodec, Kind
 from farpool.shared.errors import FarpoolError
 
 _AHEAD = 32
@@ -79,7 +79,7 @@ class Calls:
             ValueError: the chunk size is not positive.
         """
         items = iterable if isinstance(iterable, tuple | range) else list(iterable)
-        sizes: Sizes
+        sizes: ChunkSizer
         if chunksize is None and not options.timeout:
             processes = self._backend.processes
             first, room = _FIRST_ROOM * processes, _ROOM * processes
@@ -124,14 +124,14 @@ class Calls:
         self._send(stream, func, kind, items, options, at_once=False, by_item=True)
         return stream
 
-    def _cancel(self, sink: Sink) -> None:
+    def _cancel(self, sink: ResultSink) -> None:
         chunks = self._outstanding.drop(sink)
         if chunks:
             self._backend.cancel(chunks)
 
     def _send(
         self,
-        sink: Sink,
+        sink: ResultSink,
         func: Callable[..., Any],
         kind: Kind,
         items: Items,
@@ -144,7 +144,7 @@ class Calls:
     ) -> None:
         where = self._backend
         try:
-            chunk = Chunk(func, kind, where.setup, where.main_by_value, where.namespace)
+            chunk = ChunkCodec(func, kind, where.setup, where.main_by_value, where.namespace)
         except Exception as error:
             # As in multiprocessing, a call that cannot be sent fails by its result.
             sink._fail(error)
@@ -167,7 +167,7 @@ class Calls:
     def end(self) -> None:
         """Stop the backend; what has not completed fails."""
         error = FarpoolError("the pool was terminated before the result was there")
-        with interrupts.put_off():
+        with interrupts.deferred_interrupts():
             self._backend.stop(self._outstanding.end(error))
 
 

@@ -125,6 +125,6 @@ class Feeder:
     def _until_sent(self, send: Callable[[], None]) -> None:
         sent = False
         while not sent and not self._sink.window.closed:
-            with self._outage.ridden_out():
+            with self._outage.retrying():
                 send()
                 sent = True

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.calls.feeder import Feeder
 from farpool.producer.calls.resender import Resender
-from farpool.producer.calls.sender import Sent, Sink
+from farpool.producer.calls.sender import ResultSink, Sent
 from farpool.shared.pipe import blocking
 
 _END_SECONDS = 1.0
@@ -100,7 +100,7 @@ class Outstanding:
                 self._forget(chunk_id)
                 self.changed()
 
-    def drop(self, sink: Sink) -> list[str]:
+    def drop(self, sink: ResultSink) -> list[str]:
         """Expect nothing more of a call; returns the ids of its chunks, to be canceled."""
         if self._ended:
             return []

@@ -67,7 +67,7 @@ class Resender:
             sent = not chunks
             while not (sent or self._stopped):
                 try:
-                    with outage.ridden_out():
+                    with outage.retrying():
                         self._backend.submit(chunks)
                         sent = True
                 except Exception as error:

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from farpool.producer.backends.base import Backend, Submission
-from farpool.producer.calls.options import Options
-from farpool.producer.results.chunk_size import Sizes
+from farpool.producer.calls.task_options import Options
+from farpool.producer.results.chunk_size import ChunkSizer
 from farpool.producer.results.window import Window
-from farpool.shared.child.chunks import Chunk, Results
+from farpool.shared.child.chunks import ChunkCodec, Results
 from farpool.shared.defaults import INLINE_BYTES
 from farpool.shared.errors import PayloadError, WorkerLostError
 from farpool.shared.pickling import outcome, payload
@@ -24,11 +24,11 @@ from farpool.shared.pickling.outcome import Failure, error_of
 from farpool.shared.records import Reference
 
 
-class Sink(Protocol):
+class ResultSink(Protocol):
     """Where what became of a call's items goes."""
 
     window: Window
-    sizes: Sizes
+    sizes: ChunkSizer
     sent: int
     """Number of items that were sent, or could not be."""
 
@@ -86,9 +86,9 @@ class Sender:
         self,
         backend: Backend,
         outstanding: Expects,
-        chunk: Chunk,
+        chunk: ChunkCodec,
         name: str,
-        sink: Sink,
+        sink: ResultSink,
         options: Options,
         *,
         by_item: bool = False,

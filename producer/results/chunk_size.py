@@ -18,7 +18,7 @@ _LAST_SHARE = 2
 _WEIGHT = 0.3
 
 
-class Sizes(Protocol):
+class ChunkSizer(Protocol):
     """Says how many items the next chunk should have."""
 
     def next(self, left: int | None) -> int:
@@ -38,14 +38,14 @@ class FixedSize:
         self._size = size
 
     def next(self, left: int | None) -> int:
-        """See `Sizes.next`."""
+        """See `ChunkSizer.next`."""
         return self._size
 
     def sent(self, count: int, size: int) -> None:
-        """See `Sizes.sent`."""
+        """See `ChunkSizer.sent`."""
 
     def ran(self, count: int, seconds: float) -> None:
-        """See `Sizes.ran`."""
+        """See `ChunkSizer.ran`."""
 
 
 class AdaptiveSize:
@@ -62,7 +62,7 @@ class AdaptiveSize:
         self._guess = _FIRST_CHUNK
 
     def next(self, left: int | None) -> int:
-        """See `Sizes.next`."""
+        """See `ChunkSizer.next`."""
         size = MAX_CHUNK
         share = _LAST_SHARE
         if self._seconds is None:
@@ -78,11 +78,11 @@ class AdaptiveSize:
         return max(1, size)
 
     def sent(self, count: int, size: int) -> None:
-        """See `Sizes.sent`."""
+        """See `ChunkSizer.sent`."""
         self._bytes = max(self._bytes, size / count)
 
     def ran(self, count: int, seconds: float) -> None:
-        """See `Sizes.ran`."""
+        """See `ChunkSizer.ran`."""
         each = seconds / count
         known = self._seconds
         self._seconds = each if known is None else known + _WEIGHT * (each - known)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
-from farpool.producer.results.chunk_size import Sizes
+from farpool.producer.results.chunk_size import ChunkSizer
 from farpool.producer.results.result import wake
 from farpool.producer.results.window import Window
 from farpool.shared.errors import TimeoutError
@@ -33,7 +33,7 @@ class Stream:
         ordered: hand results out in the order of the items.
     """
 
-    def __init__(self, window: Window, sizes: Sizes, ordered: bool) -> None:
+    def __init__(self, window: Window, sizes: ChunkSizer, ordered: bool) -> None:
         self.window = window
         self.sizes = sizes
         self.sent = 0
@@ -49,7 +49,7 @@ class Stream:
         self._waiting: list[Callable[[], None]] = []
 
     def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
-        """See `sender.Sink`."""
+        """See `sender.ResultSink`."""
         entries: list[Entry] = [(value, None) for value in values]
         for index, failure in failures.items():
             entries[index] = None, error_of(failure)

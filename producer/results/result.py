@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from farpool.producer.results.chunk_size import Sizes
+from farpool.producer.results.chunk_size import ChunkSizer
 from farpool.producer.results.window import Window
 from farpool.shared.errors import TimeoutError
 from farpool.shared.pickling.outcome import Failure, error_of
@@ -42,7 +42,7 @@ class AsyncResult:
     def __init__(
         self,
         window: Window,
-        sizes: Sizes,
+        sizes: ChunkSizer,
         callback: Callback = None,
         error_callback: Callback = None,
     ) -> None:
@@ -189,7 +189,7 @@ class MapResult(AsyncResult):
         self,
         count: int,
         window: Window,
-        sizes: Sizes,
+        sizes: ChunkSizer,
         callback: Callback,
         error_callback: Callback,
         progress: bool = False,

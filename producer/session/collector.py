@@ -61,7 +61,7 @@ class Collector:
         while self._expects():
             found: list[tuple[str, bytes]] = []
             try:
-                with outage.ridden_out():
+                with outage.retrying():
                     found = self._session.wait(BLOCK_SECONDS)
             except Exception as error:
                 self._broken(error)

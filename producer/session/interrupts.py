@@ -20,7 +20,7 @@ _AGAIN_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def put_off() -> Iterator[None]:
+def deferred_interrupts() -> Iterator[None]:
     """Put Ctrl-C off until the block has ended; one more goes through at once.
 
     Does nothing in other threads than the main one, which get no signals.
@@ -46,7 +46,7 @@ def put_off() -> Iterator[None]:
 
 def start(thread: threading.Thread) -> None:
     """Start a thread. A Ctrl-C within `Thread.start` might leave it waiting for ever."""
-    with put_off():
+    with deferred_interrupts():
         thread.start()
 
 

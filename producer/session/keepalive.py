@@ -18,7 +18,7 @@ _RETRY_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
 
 
-class Lease:
+class KeepAlive:
     """Nodes drop what a pool has not begun once its lease has ended.
 
     A thread of its own renews it, whatever else keeps the pool's other threads busy.

@@ -39,7 +39,7 @@ class Outage:
         self._reason = ""
 
     @contextlib.contextmanager
-    def ridden_out(self, patience: float = math.inf) -> Iterator[None]:
+    def retrying(self, patience: float = math.inf) -> Iterator[None]:
         """Wait a moment, at most `patience` seconds, in place of raising that the server is away.
 
         Raises:

@@ -24,7 +24,7 @@ Results = tuple[list[Any], dict[int, bytes], float]
 """Values in the order of the items, error outcomes by index, and the seconds that it took."""
 
 
-class Chunk:
+class ChunkCodec:
     """Encodes chunks of calls of one function as RQ job data.
 
     Args:

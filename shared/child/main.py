@@ -24,8 +24,8 @@ from typing import Any
 from farpool.shared.child import chunks, current_job, isolation, preload
 from farpool.shared.child.capture import Capture
 from farpool.shared.child.functions import resolve
-from farpool.shared.child.memory import ResidentLimit
 from farpool.shared.child.outbox import FLUSH_SIGNAL, Outbox
+from farpool.shared.child.resident_memory import ResidentLimit
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.marks import Marks

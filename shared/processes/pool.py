@@ -25,7 +25,7 @@ from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.marks import Marks
 from farpool.shared.processes.events import Blocked, Broken, Event, Lost, Replied, Returned
-from farpool.shared.processes.process import Leaving, Process, describe_exit
+from farpool.shared.processes.process import Process, Reaper, describe_exit
 from farpool.shared.processes.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class ProcessPool:
         self._failed_starts = 0
         self._restart_at = 0.0
         self._events: list[Event] = []
-        self._leaving = Leaving(self._selector)
+        self._reaper = Reaper(self._selector)
         self._wakeup = Wakeup()
         self.wake = self._wakeup.wake
         """Makes `poll` return; may be called from any thread and from a signal handler."""
@@ -173,7 +173,7 @@ class ProcessPool:
                 self._events.extend(self._read(process, died))
         if len(self.processes) > self.size:
             self._let_go()
-        self._leaving.reap()
+        self._reaper.reap()
         events, self._events = self._events, []
         return events
 
@@ -282,7 +282,7 @@ class ProcessPool:
         self._set_awaited(process, frozenset())
         self._selector.unregister(process)
         process.sock.close()
-        self._leaving.add(process)
+        self._reaper.add(process)
 
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
@@ -291,7 +291,7 @@ class ProcessPool:
             with contextlib.suppress(OSError):
                 process.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + timeout
-        ending = self.processes + self._leaving.processes
+        ending = self.processes + self._reaper.processes
         for process in ending:
             if timeout > 0:
                 process.process.join(max(0.0, deadline - time.monotonic()))
@@ -300,6 +300,6 @@ class ProcessPool:
             process.process.join(_EXIT_SECONDS)
             process.sock.close()
         self.processes.clear()
-        self._leaving.processes.clear()
+        self._reaper.processes.clear()
         self._selector.close()
         self._wakeup.close()

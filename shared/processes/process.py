@@ -175,7 +175,7 @@ LEAVE_SECONDS = 10.0
 """A thread that a task has left running may keep its child this long."""
 
 
-class Leaving:
+class Reaper:
     """Waits for their ends without blocking.
 
     Args:

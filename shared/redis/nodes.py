@@ -19,7 +19,7 @@ from farpool.shared.pickling import payload
 from farpool.shared.records import Claim, Completion, Tag, claim_of, iso
 from farpool.shared.redis.base import claim_in, text
 from farpool.shared.redis.leases import LeaseBroker
-from farpool.shared.redis.script import Call, Script
+from farpool.shared.redis.script import PendingReply, Script
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class NodeBroker(LeaseBroker):
 
     def claim(
         self, node: str, queues: Sequence[str], limit: int, execution: str
-    ) -> Call[list[Claim] | None]:
+    ) -> PendingReply[list[Claim] | None]:
         """Take up to `limit` jobs for `node`, from the first queue first; None if suspended.
 
         Args:
@@ -87,7 +87,7 @@ class NodeBroker(LeaseBroker):
             self.dropped += reply[2] - len(jobs)
             return jobs
 
-        return Call(self.client, self._claim, names, args, read)
+        return PendingReply(self.client, self._claim, names, args, read)
 
     def _checked(self, job: list[Any]) -> Claim:
         claim = claim_of(job)
@@ -142,7 +142,7 @@ class NodeBroker(LeaseBroker):
     def _complete(self) -> Script:
         return self._script("complete")
 
-    def complete(self, node: str, completions: Sequence[Completion]) -> Call[Completed]:
+    def complete(self, node: str, completions: Sequence[Completion]) -> PendingReply[Completed]:
         """Record what became of claimed jobs, at most 1,000; the first completion of a job wins."""
         names = [keys.claims(node), keys.worker(node), keys.worker_executions(node)]
         args: list[Any] = [keys.PREFIX, node, RESULT_SECONDS]
@@ -156,7 +156,7 @@ class NodeBroker(LeaseBroker):
                 repr(job.started), repr(job.ended), job.ttl, job.tag.session,
                 "1" if job.tag.announce else "", sealed, job.record, signature,
             )  # fmt: skip
-        return Call(self.client, self._complete, names, args, _completed)
+        return PendingReply(self.client, self._complete, names, args, _completed)
 
     def _signed(self, job: Completion) -> tuple[bytes, bytes]:
         """Return a job's outcome, sealed, and the signature of its record."""
@@ -171,7 +171,7 @@ class NodeBroker(LeaseBroker):
     def _complete_chunks(self) -> Script:
         return self._script("complete_chunks")
 
-    def complete_chunks(self, node: str, chunks: Sequence[Completion]) -> Call[Completed]:
+    def complete_chunks(self, node: str, chunks: Sequence[Completion]) -> PendingReply[Completed]:
         """Record the outcomes of claimed chunks, at most 1,000, that have the same `group`."""
         queue, ttl, tag = chunks[0].group
         keep = max(RESULT_SECONDS, int(ttl or 0))
@@ -188,7 +188,7 @@ class NodeBroker(LeaseBroker):
             names.append(prefix + chunk.id)
             sealed = self.signer.seal(chunk.id, chunk.outcome) if self.signer else chunk.outcome
             args += (chunk.id, chunk.execution, sealed)
-        return Call(self.client, self._complete_chunks, names, args, _completed)
+        return PendingReply(self.client, self._complete_chunks, names, args, _completed)
 
     @cached_property
     def _release(self) -> Script:

@@ -36,7 +36,7 @@ class Script:
 T = TypeVar("T")
 
 
-class Call(Generic[T]):
+class PendingReply(Generic[T]):
     """A script call on its way, so that the caller can work while the server does.
 
     Args:

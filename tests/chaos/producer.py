@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 import farpool
 from farpool import Pool, Queue, WorkerLostError
-from farpool.producer.calls.options import TaskOptions
+from farpool.producer.calls.task_options import TaskOptions
 from farpool.producer.detached import DetachedResult
 from farpool.shared.errors import ServerFullError, ServerUnavailableError
 from tests.chaos.work import work

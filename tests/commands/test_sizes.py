@@ -1,4 +1,4 @@
-"""Sizes as people write them on a command line."""
+"""ChunkSizer as people write them on a command line."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError, RedisError
 
 from farpool import NoResultError, Pool, Queue
-from farpool.producer.session.keepalive import Lease
+from farpool.producer.session.keepalive import KeepAlive
 from farpool.shared import keys
 from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect
@@ -245,7 +245,7 @@ def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
 ) -> None:
     caplog.set_level("DEBUG", "farpool")
     with contextlib.closing(connect(url)) as connection:
-        lease = Lease(Broker(connection), "5e55", 3.0)
+        lease = KeepAlive(Broker(connection), "5e55", 3.0)
         lease.renew()
         key = keys.session("5e55")
         # It is gone if the lease ends and is begun anew.

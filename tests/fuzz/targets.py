@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Iterable
 
 from farpool.producer.calls.sender import read
-from farpool.producer.detached import read_record
+from farpool.producer.detached import read_call
 from farpool.shared.errors import PayloadError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import frames
@@ -78,7 +78,7 @@ def compressed(data: bytes) -> None:
 def record(data: bytes) -> None:
     """Read the record of a detached call."""
     with contextlib.suppress(PayloadError):
-        found = read_record("5e55", data)
+        found = read_call("5e55", data)
         assert found.chunksize > 0 <= found.total
 
 

@@ -18,7 +18,7 @@ from redis import Redis
 from farpool import Pool
 from farpool.producer.admin.inspect import overview
 from farpool.producer.calls.sender import read
-from farpool.producer.detached import Record, attach, read_record
+from farpool.producer.detached import DetachedCall, attach, read_call
 from farpool.producer.session import session as sessions
 from farpool.producer.session.session import Session, outcome_of_record
 from farpool.shared import keys
@@ -71,14 +71,14 @@ def test_what_is_no_outcome_of_a_chunk_is_refused(data: bytes) -> None:
 @example(b"[" * 100_000)
 def test_only_a_record_of_a_call_is_one(stored: bytes) -> None:
     with contextlib.suppress(PayloadError):
-        record = read_record("5e55", stored)
+        record = read_call("5e55", stored)
         assert record.total >= 0
         assert record.chunksize > 0
 
 
 def test_a_record_comes_back() -> None:
-    record = Record("low", 7, 3, single=False)
-    assert read_record("5e55", json.dumps(record).encode()) == record
+    record = DetachedCall("low", 7, 3, single=False)
+    assert read_call("5e55", json.dumps(record).encode()) == record
 
 
 def test_a_detached_call_that_is_none_is_named(url: str, client: Redis) -> None:

@@ -17,7 +17,7 @@ from rq.registry import StartedJobRegistry
 from farpool.shared import keys
 from farpool.shared.records import Claim, Completion, NewJob, Tag
 from farpool.shared.redis.broker import Broker
-from farpool.shared.redis.script import Call
+from farpool.shared.redis.script import PendingReply
 from farpool.worker.registration import Fence
 
 QUEUES = ("high", "low")
@@ -45,7 +45,7 @@ def add(broker: Broker, ids: str, queue: str = "low", tag: Tag = PLAIN, **option
     broker.enqueue(queue, jobs, tag, timeout=options.pop("timeout", 180), **options)
 
 
-def ask(broker: Broker, node: str = "a", limit: int = 100) -> Call[list[Claim] | None]:
+def ask(broker: Broker, node: str = "a", limit: int = 100) -> PendingReply[list[Claim] | None]:
     return broker.claim(node, QUEUES, limit, next(_executions))
 
 

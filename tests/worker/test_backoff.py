@@ -7,7 +7,7 @@ import time
 import pytest
 from redis.exceptions import ConnectionError, NoPermissionError
 
-from farpool.worker.backoff import Outage
+from farpool.worker.backoff import Backoff
 
 
 @pytest.mark.parametrize(("lease", "longest"), [(0.3, 0.1), (1.5, 0.5), (10, 1.0), (600, 1.0)])
@@ -15,7 +15,7 @@ def test_no_lease_ends_between_two_attempts(
     lease: float, longest: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    outage = Outage(lease)
+    outage = Backoff(lease)
     waits = []
     for _ in range(10):
         outage.note(ConnectionError("away"))
@@ -27,7 +27,7 @@ def test_no_lease_ends_between_two_attempts(
 
 def test_an_outage_begins_anew_with_a_short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    outage = Outage(10)
+    outage = Backoff(10)
     for _ in range(10):
         outage.note(ConnectionError("away"))
     assert outage
@@ -39,4 +39,4 @@ def test_an_outage_begins_anew_with_a_short_wait(monkeypatch: pytest.MonkeyPatch
 
 def test_what_a_user_may_not_do_is_no_outage() -> None:
     with pytest.raises(NoPermissionError, match="NOPERM"):
-        Outage(10).note(NoPermissionError("NOPERM this user has no permissions"))
+        Backoff(10).note(NoPermissionError("NOPERM this user has no permissions"))

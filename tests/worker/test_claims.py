@@ -72,10 +72,10 @@ def test_what_was_claimed_and_never_answered_goes_back(
     claims._calls[0][0]._connection.disconnect()
     with pytest.raises(ConnectionError):
         claims.receive()
-    claims.doubt()
-    assert (claims.doubtful, claims.requested) == (True, 0)
+    claims.lose_answers()
+    assert (claims.uncertain, claims.requested) == (True, 0)
     assert claims.reconcile([]) == []
-    assert (claims.doubtful, claims.requested) == (False, 0)
+    assert (claims.uncertain, claims.requested) == (False, 0)
     assert not broker.claimed("a")
     assert client.llen(keys.queue("low")) == 2
 
@@ -86,7 +86,7 @@ def test_what_the_server_comes_to_late_is_refused(
     add(broker, "a")
     late, waited_for = str(fence), broker.claim("a", QUEUES, 1, f"{fence}0x")
     assert [claim.id for claim in waited_for.result() or []] == ["a"]
-    claims.doubt()
+    claims.lose_answers()
     claims.reconcile([])
     assert broker.heartbeat("a", 60, 60, False, [], str(fence)) is not None
     assert broker.heartbeat("a", 60, 60, False, [], late) is None

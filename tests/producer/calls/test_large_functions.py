@@ -12,7 +12,7 @@ from redis import Redis
 from farpool import FarpoolError, PayloadError, Pool
 from farpool.producer.backends.cluster import ClusterBackend
 from farpool.producer.backends.local import LocalBackend
-from farpool.producer.session.keepalive import Lease
+from farpool.producer.session.keepalive import KeepAlive
 from farpool.shared import keys
 from farpool.shared.child import functions
 from farpool.shared.redis.broker import Broker
@@ -80,7 +80,7 @@ def test_it_is_there_again_after_the_lease_had_ended(url: str, node: object, cli
 
 def test_a_lease_that_has_ended_takes_nothing_along(url: str, client: Redis) -> None:
     broker = Broker(client)
-    lease = Lease(broker, "5e55", 60)
+    lease = KeepAlive(broker, "5e55", 60)
     first = lease.store("a", b"first")
     client.delete(keys.session("5e55"))
     lease.store("b", b"second")

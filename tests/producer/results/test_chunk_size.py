@@ -17,7 +17,7 @@ from farpool.producer.results.chunk_size import (
 
 
 def measured(seconds: float, processes: int = 2, size: int = 10) -> AdaptiveSize:
-    """Sizes after one item that ran so long and took so many bytes."""
+    """ChunkSizer after one item that ran so long and took so many bytes."""
     sizes = AdaptiveSize(processes)
     sizes.sent(1, size)
     sizes.ran(1, seconds)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farpool.shared.child import chunks, functions
-from farpool.shared.child.chunks import Chunk, Kind, Results
+from farpool.shared.child.chunks import ChunkCodec, Kind, Results
 from farpool.shared.pickling import outcome, payload
 from tests.support import tasks
 
@@ -23,7 +23,7 @@ def run(
     setup: tuple[str, bytes] | None = None,
 ) -> tuple[list[Any], dict[int, bytes]]:
     """Send items through a chunk's data, as a child process gets it."""
-    data = Chunk(function, kind, setup, main_by_value=True).data(items)
+    data = ChunkCodec(function, kind, setup, main_by_value=True).data(items)
     name, instance, args, kwargs = payload.loads(data)
     results: Results = functions.resolve(name, instance)(*args, **kwargs)
     values, failures, seconds = results
@@ -93,11 +93,11 @@ def test_an_item_that_does_not_fit_the_function_fails_alone() -> None:
 
 
 def test_what_does_not_pickle_fails_before_anything_is_sent() -> None:
-    chunk = Chunk(tasks.square, "map", None, main_by_value=True)
+    chunk = ChunkCodec(tasks.square, "map", None, main_by_value=True)
     with pytest.raises(TypeError, match="will not be pickled"):
         chunk.data([1, tasks.Unpicklable()])
     with pytest.raises(TypeError, match="will not be pickled"):
-        Chunk(tasks.Unpicklable, "map", ("", b""), True).data([tasks.Unpicklable()])
+        ChunkCodec(tasks.Unpicklable, "map", ("", b""), True).data([tasks.Unpicklable()])
 
 
 set_up: list[str] = []

@@ -50,7 +50,7 @@ import sys
 from multiprocessing import get_context
 from farpool.shared.child.main import ChildConfig
 from farpool.shared.processes.dispatcher import Dispatcher
-from tests.shared.test_dispatcher import task, wait_ready
+from tests.shared.processes.test_dispatcher import task, wait_ready
 from tests.support import tasks
 
 if __name__ == "__main__":

@@ -201,8 +201,8 @@ def test_tasks_that_were_put_back_go_first_and_in_order(count: int, data: st.Dat
 
 def test_without_a_free_child_all_but_errands_is_surplus() -> None:
     scheduler = with_backlog(0, 1e-6)
-    errand = Task(0, 0, 0.0, "", b"", "", "f")
+    housekeeping = Task(0, 0, 0.0, "", b"", "", "f")
     unknown, fast = make(2, "g"), make(3, "f", first=2)
-    scheduler.add([*unknown, errand, *fast])
+    scheduler.add([*unknown, housekeeping, *fast])
     assert scheduler.surplus(0) == unknown + fast
-    assert list(scheduler.backlog) == [errand]
+    assert list(scheduler.backlog) == [housekeeping]

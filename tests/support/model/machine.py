@@ -205,10 +205,10 @@ class Lifecycle(Ledger):
         node=nodes,
         busy=st.booleans(),
         taken=st.lists(claims, max_size=3),
-        doubtful=st.booleans(),
+        uncertain=st.booleans(),
     )
-    def renew(self, node: str, busy: bool, taken: list[tuple[str, Claim]], doubtful: bool) -> None:
-        if doubtful:
+    def renew(self, node: str, busy: bool, taken: list[tuple[str, Claim]], uncertain: bool) -> None:
+        if uncertain:
             self.fences[node].renew()
         registration = self.registrations[node]
         shown = [claim for _, claim in taken]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farpool import FarpoolError, NoResultError, Pool, TimeoutError, WorkerLostError
-from farpool.producer.calls.options import Options
+from farpool.producer.calls.task_options import Options
 from farpool.shared.defaults import MAX_ATTEMPTS
 from tests.support import tasks
 from tests.support.waiting import wait_for
