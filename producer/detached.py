@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from farpool.producer.backends.cluster import NO_TIMEOUT, ClusterBackend
-from farpool.producer.calls.sender import read
+from farpool.producer.calls.call import read
 from farpool.producer.calls.task_options import Options
-from farpool.producer.results.chunk_size import FixedSize
 from farpool.producer.results.result import Callback, MapResult
-from farpool.producer.results.window import Window
 from farpool.producer.session.collector import Collector
 from farpool.producer.session.session import Session
 from farpool.shared.child.chunks import ChunkCodec, Kind
@@ -221,8 +219,8 @@ class DetachedResult(MapResult):
         # A callback may ask for more of this result.
         self._starting = threading.RLock()
         self._collector: Collector | None = None
-        super().__init__(record.total, Window(1), FixedSize(1), callback, error_callback, progress)
-        self.sent = record.total
+        super().__init__(record.total, callback, error_callback, progress)
+        self._sent = record.total
         if callback or error_callback or progress:
             self._collect()
 

@@ -10,24 +10,29 @@ from farpool.shared.child.chunks import Setup
 from farpool.shared.records import Reference
 
 
-class Submission(NamedTuple):
-    """A chunk on its way.
+class Terms(NamedTuple):
+    """The conditions under which a chunk runs.
 
     Attributes:
-        label: names what is expected to take alike long.
         limit: seconds after which its process is ended; 0 for no limit.
         attempts: executions that may cost a process before it fails.
         lost: processes that it has cost before.
-        once: it must not run twice, not even if it is only likely not to have begun.
+        once: never run it a second time, even if it probably had not started.
     """
 
-    id: str
-    data: bytes
-    label: str
     limit: float
     attempts: int
     lost: int
     once: bool
+
+
+class Submission(NamedTuple):
+    """A chunk to send; `label` names the chunks that should take about as long as this one."""
+
+    id: str
+    data: bytes
+    label: str
+    terms: Terms
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -127,13 +128,14 @@ class ClusterBackend:
             self._collector.wake()
 
     def _enqueue(self, chunks: Sequence[Submission]) -> None:
-        for (limit, attempts, lost, once), part in itertools.groupby(chunks, lambda c: c[3:]):
+        for terms, part in itertools.groupby(chunks, attrgetter("terms")):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
-            tag = replace(self._tag, limit=limit, attempts=attempts, once=once)
-            # What a task waits for comes before more tasks that would wait like it.
+            tag = replace(self._tag, limit=terms.limit, attempts=terms.attempts, once=terms.once)
+            # Chunks that a task waits for come before more tasks that would wait as well.
             self._session.enqueue(
-                self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=lost, at_front=blocking.active()
-            )
+                self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=terms.lost,
+                at_front=blocking.active(),
+            )  # fmt: skip
 
     def stop(self, unfinished: Iterable[str]) -> None:
         """See `Backend.stop`."""

@@ -122,20 +122,11 @@ class LocalBackend:
     def submit(self, chunks: Sequence[Submission]) -> None:
         """See `Backend.submit`."""
         for chunk in chunks:
-            if (chunk.lost, chunk.attempts) != _FRESH:
-                self._attempts[chunk.id] = chunk.lost, chunk.attempts
-        self._inbox.extend(
-            Task(
-                0,
-                _flags(chunk),
-                chunk.limit,
-                chunk.id,
-                chunk.data,
-                chunk.id,
-                chunk.label,
-            )
-            for chunk in chunks
-        )
+            limit, attempts, lost, once = chunk.terms
+            if (lost, attempts) != _FRESH:
+                self._attempts[chunk.id] = lost, attempts
+            flags = (frames.HARD_LIMIT if limit else 0) | (frames.ONCE if once else 0)
+            self._inbox.append(Task(0, flags, limit, chunk.id, chunk.data, chunk.id, chunk.label))
         self._dispatcher.pool.wake()
 
     def _run(self) -> None:
@@ -203,10 +194,6 @@ class LocalBackend:
         self._dispatcher.stop()
         if self._folder is not None:
             self._folder.cleanup()
-
-
-def _flags(chunk: Submission) -> int:
-    return (frames.HARD_LIMIT if chunk.limit else 0) | (frames.ONCE if chunk.once else 0)
 
 
 def _main_reaches_children() -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
 from farpool.producer.backends.base import Backend
+from farpool.producer.calls.call import Call, ResultSink
+from farpool.producer.calls.chunk_size import AdaptiveSize, ChunkSizer, FixedSize, Items
 from farpool.producer.calls.feeder import Feeder
-from farpool.producer.calls.outstanding import Outstanding
-from farpool.producer.calls.sender import ResultSink, Sender
+from farpool.producer.calls.in_flight import InFlight
 from farpool.producer.calls.task_options import Options
-from farpool.producer.results.chunk_size import AdaptiveSize, ChunkSizer, FixedSize, Items
 from farpool.producer.results.imap import Stream
 from farpool.producer.results.result import AsyncResult, Callback, MapResult
 from farpool.producer.results.window import Window
@@ -38,13 +39,13 @@ class Calls:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._outstanding = Outstanding(backend)
-        backend.start(self._outstanding.resolve, self._outstanding.break_)
+        self._in_flight = InFlight(backend)
+        backend.start(self._in_flight.resolve, self._in_flight.fail_all)
 
     @property
     def broken(self) -> BaseException | None:
         """Why no call can run any more."""
-        return self._outstanding.broken
+        return self._in_flight.broken
 
     def one(
         self,
@@ -56,10 +57,11 @@ class Calls:
         error_callback: Callback = None,
     ) -> AsyncResult:
         """Start a single call."""
-        result = AsyncResult(Window(1), FixedSize(1), callback, error_callback)
-        result._drop = partial(self._cancel, result)
+        result = AsyncResult(callback, error_callback)
         items = Items([(tuple(args), dict(kwds))])
-        self._send(result, func, "call", items, options, at_once=True, store=False)
+        self._start(
+            result, func, "call", items, options, Window(1), FixedSize(1), at_once=True, store=False
+        )
         return result
 
     def map(
@@ -79,21 +81,23 @@ class Calls:
             ValueError: the chunk size is not positive.
         """
         items = iterable if isinstance(iterable, tuple | range) else list(iterable)
-        sizes: ChunkSizer
+        sizer: ChunkSizer
         if chunksize is None and not options.timeout:
             processes = self._backend.processes
             first, room = _FIRST_ROOM * processes, _ROOM * processes
-            sizes = AdaptiveSize(processes)
+            sizer = AdaptiveSize(processes)
             at_once = len(items) <= first
         else:
             chunksize = _chunk_size(1 if chunksize is None else chunksize, options)
             first = room = _FIXED_ROOM
-            sizes = FixedSize(chunksize)
+            sizer = FixedSize(chunksize)
             at_once = len(items) <= chunksize * _AT_ONCE
-        result = MapResult(len(items), Window(first), sizes, callback, error_callback, progress)
-        result._drop = partial(self._cancel, result)
+        result = MapResult(len(items), callback, error_callback, progress)
         if items:
-            self._send(result, func, kind, Items(items), options, at_once, room=room)
+            self._start(
+                result, func, kind, Items(items), options, Window(first), sizer,
+                at_once=at_once, room=room,
+            )  # fmt: skip
         return result
 
     def stream(
@@ -119,56 +123,59 @@ class Calls:
             buffersize = _AHEAD * self._backend.processes * chunksize
         _check_positive("Buffersize", buffersize)
         window = Window(max(buffersize, chunksize))
-        stream = Stream(window, FixedSize(chunksize), ordered)
+        stream = Stream(window, ordered)
         items = Items(iter(iterable))
-        self._send(stream, func, kind, items, options, at_once=False, by_item=True)
+        self._start(stream, func, kind, items, options, window, FixedSize(chunksize), by_item=True)
         return stream
 
-    def _cancel(self, sink: ResultSink) -> None:
-        chunks = self._outstanding.drop(sink)
-        if chunks:
-            self._backend.cancel(chunks)
-
-    def _send(
+    def _start(
         self,
         sink: ResultSink,
         func: Callable[..., Any],
         kind: Kind,
         items: Items,
         options: Options,
-        at_once: bool,
+        window: Window,
+        sizer: ChunkSizer,
         *,
+        at_once: bool = False,
         by_item: bool = False,
         room: int = 0,
         store: bool = True,
     ) -> None:
         where = self._backend
         try:
-            chunk = ChunkCodec(func, kind, where.setup, where.main_by_value, where.namespace)
+            codec = ChunkCodec(func, kind, where.setup, where.main_by_value, where.namespace)
         except Exception as error:
             # As in multiprocessing, a call that cannot be sent fails by its result.
             sink._fail(error)
             return
         name = getattr(func, "__qualname__", None) or type(func).__name__
-        sender = Sender(
-            where, self._outstanding, chunk, name, sink, options,
+        call = Call(
+            where, codec, name, sink, options, window, sizer,
             by_item=by_item, room=room, store=store,
         )  # fmt: skip
-        feeder = Feeder(where, self._outstanding, sender, items)
-        if at_once and not sender.stores:
+        if isinstance(sink, AsyncResult):
+            sink._call_off = partial(self._cancel, call)
+        feeder = Feeder(where, self._in_flight, call, items)
+        if at_once and not call.stores:
             feeder.run()
         else:
             feeder.start()
 
+    def _cancel(self, call: Call) -> None:
+        call.fail(CancelledError())
+        self._in_flight.cancel(call)
+
     def wait(self) -> None:
         """Wait until all calls have ended."""
-        self._outstanding.wait()
+        self._in_flight.wait()
 
     def end(self) -> None:
         """Stop the backend; what has not completed fails."""
         error = FarpoolError("the pool was terminated before the result was there")
         with interrupts.deferred_interrupts():
-            self._backend.stop(self._outstanding.end(error))
+            self._backend.stop(self._in_flight.end(error))
 
 
 def _chunk_size(asked: int, options: Options) -> int:

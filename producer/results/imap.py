@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
-from farpool.producer.results.chunk_size import ChunkSizer
 from farpool.producer.results.result import wake
 from farpool.producer.results.window import Window
 from farpool.shared.errors import TimeoutError
@@ -29,14 +28,12 @@ class Stream:
 
     Args:
         window: items that may be on their way or here.
-        sizes: says how items are cut into chunks.
         ordered: hand results out in the order of the items.
     """
 
-    def __init__(self, window: Window, sizes: ChunkSizer, ordered: bool) -> None:
+    def __init__(self, window: Window, ordered: bool) -> None:
         self.window = window
-        self.sizes = sizes
-        self.sent = 0
+        self._sent = 0
         self._ordered = ordered
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -49,7 +46,7 @@ class Stream:
         self._waiting: list[Callable[[], None]] = []
 
     def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
-        """See `sender.ResultSink`."""
+        """See `call.ResultSink`."""
         entries: list[Entry] = [(value, None) for value in values]
         for index, failure in failures.items():
             entries[index] = None, error_of(failure)
@@ -75,7 +72,6 @@ class Stream:
 
     def _fail(self, error: BaseException) -> None:
         """End with an exception once the results that are here have been handed out."""
-        self.window.close()
         with self._lock:
             self._failure = self._failure or error
             self._notify()

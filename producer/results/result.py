@@ -7,14 +7,11 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from farpool.producer.results.chunk_size import ChunkSizer
-from farpool.producer.results.window import Window
 from farpool.shared.errors import TimeoutError
 from farpool.shared.pickling.outcome import Failure, error_of
 
@@ -33,25 +30,14 @@ class AsyncResult:
     """The results of a call, as `multiprocessing.pool.AsyncResult`.
 
     Args:
-        window: bounds how much of the call is on its way.
-        sizes: says how its items are cut into chunks.
         callback: called with the result once it is there, from a thread of the pool.
         error_callback: called with the exception instead if the call failed.
     """
 
-    def __init__(
-        self,
-        window: Window,
-        sizes: ChunkSizer,
-        callback: Callback = None,
-        error_callback: Callback = None,
-    ) -> None:
-        self.window = window
-        self.sizes = sizes
-        self.sent = 0
-        """Number of items that were sent."""
+    def __init__(self, callback: Callback = None, error_callback: Callback = None) -> None:
+        self._sent = 0
         self._owner: object = None
-        self._drop: Callable[[], None] = _nothing
+        self._call_off: Callable[[], None] = _nothing
         self._lock = threading.Lock()
         self._waiting: list[Callable[[], None]] = []
         self._changed = threading.Condition(self._lock)
@@ -110,8 +96,7 @@ class AsyncResult:
         """
         if self.ready():
             return False
-        self._fail(CancelledError())
-        self._drop()
+        self._call_off()
         return True
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -170,7 +155,6 @@ class AsyncResult:
 
     def _fail(self, error: BaseException) -> None:
         """Complete with an exception, whatever is still missing."""
-        self.window.close()
         self._settle(None, error)
 
 
@@ -188,13 +172,11 @@ class MapResult(AsyncResult):
     def __init__(
         self,
         count: int,
-        window: Window,
-        sizes: ChunkSizer,
-        callback: Callback,
-        error_callback: Callback,
+        callback: Callback = None,
+        error_callback: Callback = None,
         progress: bool = False,
     ) -> None:
-        super().__init__(window, sizes, callback, error_callback)
+        super().__init__(callback, error_callback)
         self._values: list[Any] = [None] * count
         self.total = count
         """Number of items."""
@@ -218,7 +200,7 @@ class MapResult(AsyncResult):
     @property
     def running(self) -> int:
         """Items that are on their way: sent, and not ended; they run, or wait to."""
-        return max(0, self.sent - self.done) if not self.ready() else 0
+        return max(0, self._sent - self.done) if not self.ready() else 0
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         super()._settle(value, error)

@@ -10,7 +10,7 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterable
 
-from farpool.producer.calls.sender import read
+from farpool.producer.calls.call import read
 from farpool.producer.detached import read_call
 from farpool.shared.errors import PayloadError
 from farpool.shared.pickling import outcome, payload

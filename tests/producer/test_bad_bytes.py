@@ -17,7 +17,7 @@ from redis import Redis
 
 from farpool import Pool
 from farpool.producer.admin.inspect import overview
-from farpool.producer.calls.sender import read
+from farpool.producer.calls.call import read
 from farpool.producer.detached import DetachedCall, attach, read_call
 from farpool.producer.session import session as sessions
 from farpool.producer.session.session import Session, outcome_of_record

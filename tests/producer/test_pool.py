@@ -306,7 +306,7 @@ def test_a_dropped_pool_warns(where: str | None) -> None:
 
 def test_results_are_let_go(pool: Pool) -> None:
     pool.map(tasks.square, range(10))
-    wait_for(lambda: not list(pool._calls._outstanding._chunks))
+    wait_for(lambda: not list(pool._calls._in_flight._chunks))
 
 
 PROGRAM = """

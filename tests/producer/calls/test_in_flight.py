@@ -1,4 +1,4 @@
-"""What a pool waits for, when it ends amid its feeding."""
+"""The table of a pool's chunks, when the pool ends while it is being filled."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
-from farpool.producer.calls.outstanding import Outstanding
-from farpool.producer.calls.sender import Sent
+from farpool.producer.calls.call import InFlightChunk
+from farpool.producer.calls.in_flight import InFlight
 from farpool.shared.errors import FarpoolError
 from tests.support.waiting import wait_for
 
 
-def test_the_end_reaches_what_is_added_meanwhile() -> None:
-    outstanding = Outstanding(Mock(shared=False))
-    sender: Any = Mock()
-    feeder: Any = Mock(sender=sender, finished=False)
-    outstanding.feed(feeder)
-    outstanding.add("a", Sent(sender, 0, [1]))
+def test_the_end_reaches_chunks_that_are_added_meanwhile() -> None:
+    in_flight = InFlight(Mock(shared=False))
+    call: Any = Mock(all_sent=False)
+    in_flight.feed(call)
+    in_flight.add("a", InFlightChunk(call, 0, [1]))
     with ThreadPoolExecutor(1) as threads:
-        ended = threads.submit(outstanding.end, FarpoolError("terminated"))
-        wait_for(lambda: sender.sink._fail.called)
+        ended = threads.submit(in_flight.end, FarpoolError("terminated"))
+        wait_for(lambda: call.fail.called)
         # A feeder may have just taken its next items.
-        outstanding.add("b", Sent(sender, 1, [2]))
-        feeder.finished = True
-        outstanding.changed()
+        in_flight.add("b", InFlightChunk(call, 1, [2]))
+        call.all_sent = True
+        in_flight.changed()
         assert ended.result(10) == ["a", "b"]
-    assert not outstanding.expects("b")
+    assert not in_flight._chunks

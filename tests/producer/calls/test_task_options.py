@@ -90,7 +90,7 @@ def test_a_pool_that_terminates_does_not(pool: Pool, tmp_path: Path) -> None:
 def test_a_retry_that_is_canceled(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "runs"
     result = pool.apply_async(tasks.fail_until, (str(path), 2), **LATER)
-    wait_for(lambda: pool._calls._outstanding._resender._waiting)
+    wait_for(lambda: pool._calls._in_flight._due)
     result.cancel()
     with pytest.raises(CancelledError):
         result.get(20)
@@ -187,7 +187,7 @@ def test_a_timeout_can_be_retried(pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         pool.apply(tasks.block, (str(marker),), timeout=0.5, retry_on=TimeoutError)
     result = pool.apply_async(tasks.block, (str(marker),), timeout=0.5, **LATER)
-    wait_for(lambda: pool._calls._outstanding._resender._waiting)
+    wait_for(lambda: pool._calls._in_flight._due)
     result.cancel()
     Path(f"{marker}.go").touch()
     assert pool.apply(tasks.block, (str(marker),), timeout=20, **NOW) == "done"
@@ -225,7 +225,7 @@ def test_the_backoff_doubles_up_to_an_hour(backoff: float, failures: int) -> Non
 
 def test_a_pool_that_terminates_while_it_resends_can_be_joined(pool: Pool) -> None:
     result = pool.map_async(tasks.invert, [0] * 20_000, 20_000, **LATER)
-    wait_for(lambda: pool._calls._outstanding._resender._waiting)
+    wait_for(lambda: pool._calls._in_flight._due)
     pool.terminate()
     pool.join()
     with pytest.raises(FarpoolError, match="terminated"):

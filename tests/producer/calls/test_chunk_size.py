@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farpool.producer.results.chunk_size import (
+from farpool.producer.calls.chunk_size import (
     MAX_CHUNK,
     TARGET_BYTES,
     TARGET_SECONDS,

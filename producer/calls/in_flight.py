@@ -1,0 +1,247 @@
+"""The chunks of a pool on their way: one table, and the timer of those to be sent again.
+
+Feeder --add--> InFlight <--resolve, fail_all-- Backend
+
+docs/chunk.md has the states of a chunk.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Iterable
+
+from farpool.producer.backends.base import Backend, Submission
+from farpool.producer.calls.call import Call, InFlightChunk
+from farpool.producer.session import interrupts
+from farpool.producer.session.outage import Outage
+from farpool.shared.pipe import blocking
+
+_END_SECONDS = 1.0
+_JOIN_SECONDS = 5.0
+_AT_ONCE = 256
+
+
+class InFlight:
+    """Owns the chunks between a pool's calls and its backend; does not keep the pool alive.
+
+    A task that uses a pool whose processes also run the tasks of others waits for those while
+    anything is in flight, and says so; see `shared/pipe/blocking.py`.
+
+    Args:
+        backend: where the chunks run.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.broken: BaseException | None = None
+        """Why no chunk can run any more."""
+        self._backend = backend
+        self._chunks: dict[str, InFlightChunk] = {}
+        self._fed: set[Call] = set()
+        """Calls that a feeder's thread works for."""
+        self._ended = False
+        self._blocking = False
+        # One lock for both: what may end a wait, and when the timer's thread has to look.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._timer_changed = threading.Condition(self._lock)
+        self._timer: threading.Thread | None = None
+        self._due: list[tuple[float, int, str]] = []
+        """Heap of (monotonic time, number, chunk id) to send again."""
+        self._numbers = itertools.count()
+
+    # --- the table ------------------------------------------------------------------------
+
+    def add(self, chunk_id: str, chunk: InFlightChunk) -> None:
+        """Wait for the outcome of a chunk."""
+        chunk.call.hold()
+        self._chunks[chunk_id] = chunk
+        self._tell_blocking()
+        if self.broken is not None:
+            chunk.call.fail(self.broken)
+            if not self._ended:
+                # Afterwards `end` wants to know of it.
+                self._remove(chunk_id)
+                self.changed()
+
+    def resolve(self, chunk_id: str, data: bytes) -> None:
+        """Take the outcome of a chunk; a second one is ignored."""
+        chunk = self._chunks.get(chunk_id)
+        if chunk is not None:
+            try:
+                for due, again in chunk.call.take_outcome(chunk, data):
+                    self._send_again(due, again)
+            finally:
+                self._remove(chunk_id)
+                self.changed()
+
+    def cancel(self, call: Call) -> None:
+        """Wait for nothing more of a call, and drop what has not begun."""
+        if self._ended:
+            return
+        ids = [key for key, chunk in list(self._chunks.items()) if chunk.call is call]
+        for chunk_id in ids:
+            self._remove(chunk_id)
+        with self._lock:
+            self._timer_changed.notify_all()
+        self.changed()
+        if ids:
+            self._backend.cancel(ids)
+
+    def _remove(self, chunk_id: str) -> None:
+        chunk = self._chunks.pop(chunk_id, None)
+        if chunk is not None:
+            chunk.call.release()
+
+    def feed(self, call: Call) -> None:
+        """Expect more chunks of a call, until `fed`."""
+        self._fed.add(call)
+
+    def fed(self, call: Call) -> None:
+        """Expect no more chunks of a call."""
+        self._fed.discard(call)
+        self.changed()
+
+    def changed(self) -> None:
+        """Let `wait` and `end` look again."""
+        self._tell_blocking()
+        with self._lock:
+            self._changed.notify_all()
+
+    def _tell_blocking(self) -> None:
+        if not self._backend.shared:
+            return
+        with blocking.lock:
+            waiting = bool(self._chunks)
+            if waiting != self._blocking:
+                self._blocking = waiting
+                (blocking.begin if waiting else blocking.end)(self._backend.queue)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail every call, now and later: no chunk can run any more."""
+        self.broken = error
+        for call in list(self._fed):
+            call.fail(error)
+        for chunk_id, chunk in list(self._chunks.items()):
+            chunk.call.fail(error)
+            self._remove(chunk_id)
+        self.changed()
+
+    def wait(self) -> None:
+        """Wait until all has been sent, and nothing is in flight."""
+        for call in list(self._fed):
+            # Whoever waits here hands out no results, and so makes no room for more.
+            call.window.widen(1 << 62)
+        with self._lock:
+            self._changed.wait_for(lambda: not self._chunks and self._all_sent())
+
+    def end(self, error: BaseException) -> list[str]:
+        """Fail everything once and for all; returns the ids of the chunks that were in flight."""
+        self._ended = True
+        # Also for chunks that are about to be added.
+        self.broken = error
+        for call in list(self._fed):
+            call.fail(error)
+        with self._lock:
+            # A feeder that waits for its iterable cannot be stopped; it sends nothing any more.
+            self._changed.wait_for(self._all_sent, _END_SECONDS)
+        self._stop_timer()
+        ids = list(self._chunks)
+        self.fail_all(error)
+        return ids
+
+    def _all_sent(self) -> bool:
+        return all(call.all_sent for call in list(self._fed))
+
+    # --- sending again --------------------------------------------------------------------
+
+    def send_later(self, chunk_ids: Iterable[str]) -> None:
+        """Send chunks of the table once the server answers again."""
+        for chunk_id in chunk_ids:
+            self._schedule(0.0, chunk_id)
+
+    def _send_again(self, due: float, chunk: InFlightChunk) -> None:
+        chunk_id = self._backend.new_id()
+        self.add(chunk_id, chunk)
+        if chunk.call.window.closed:
+            # It may have been called off before it was in the table, so nobody else removes it.
+            self._remove(chunk_id)
+            self.changed()
+        else:
+            self._schedule(due, chunk_id)
+
+    def _schedule(self, due: float, chunk_id: str) -> None:
+        """Send a chunk of the table at monotonic time `due`; the timer's thread does it."""
+        with self._lock:
+            if self._ended:
+                return
+            heapq.heappush(self._due, (due, next(self._numbers), chunk_id))
+            if self._timer is None:
+                # It is there only as long as something is due.
+                timer = threading.Thread(target=self._run, name="farpool-retry", daemon=True)
+                interrupts.start(timer)
+                self._timer = timer
+            self._timer_changed.notify_all()
+
+    def _run(self) -> None:
+        outage = Outage()
+        while ids := self._next_due():
+            chunks = [chunk for chunk in map(self._encode, ids) if chunk is not None]
+            sent = not chunks
+            while not (sent or self._ended):
+                try:
+                    with outage.retrying():
+                        self._backend.submit(chunks)
+                        sent = True
+                except Exception as error:
+                    for chunk in chunks:
+                        self._fail(chunk.id, error)
+                    sent = True
+            # Some may have been called off while they were sent, or have failed beside others.
+            unwanted = [chunk.id for chunk in chunks if chunk.id not in self._chunks]
+            if unwanted and not self._ended:
+                self._backend.cancel(unwanted)
+
+    def _encode(self, chunk_id: str) -> Submission | None:
+        chunk = self._chunks.get(chunk_id)
+        try:
+            return chunk and chunk.call.encode(chunk_id, chunk)
+        except Exception as error:
+            self._fail(chunk_id, error)
+            return None
+
+    def _fail(self, chunk_id: str, error: BaseException) -> None:
+        """Fail the call of a chunk that could not be sent."""
+        chunk = self._chunks.get(chunk_id)
+        if chunk is not None:
+            chunk.call.fail(error)
+            self._remove(chunk_id)
+            self.changed()
+
+    def _next_due(self) -> list[str]:
+        """Wait for chunks that are due; returns none once nothing waits, and ends the thread."""
+        with self._lock:
+            while self._due and not self._ended:
+                now = time.monotonic()
+                due: list[str] = []
+                while self._due and self._due[0][0] <= now and len(due) < _AT_ONCE:
+                    due.append(heapq.heappop(self._due)[2])
+                if due:
+                    return due
+                # Chunks that were called off should not keep the thread.
+                self._due = [each for each in self._due if each[2] in self._chunks]
+                heapq.heapify(self._due)
+                if self._due:
+                    self._timer_changed.wait(self._due[0][0] - now)
+            self._timer = None
+            return []
+
+    def _stop_timer(self) -> None:
+        with self._lock:
+            self._due.clear()
+            timer = self._timer
+            self._timer_changed.notify_all()
+        if timer is not None and timer is not threading.current_thread():
+            timer.join(_JOIN_SECONDS)
