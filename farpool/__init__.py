@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+# Imported here, because cloudpickle refers only to names of modules that are loaded.
+from farpool import wire as _wire  # noqa: F401
 from farpool.producer.detached import DetachedResult, attach
 from farpool.producer.executor import Executor
 from farpool.producer.group import Group

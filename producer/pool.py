@@ -187,16 +187,8 @@ class Pool:
         Raises:
             ValueError: the pool is not running, or an option cannot be used.
         """
-        self._check_running()
-        checked = Options.of(options)
-        if detached:
-            return self._detach(
-                func, "map", iterable, chunksize, checked, callback, error_callback, progress
-            )
-        return self._own(
-            self._calls.map(
-                func, "map", iterable, chunksize, checked, callback, error_callback, progress
-            )
+        return self._map(
+            func, "map", iterable, chunksize, options, detached, callback, error_callback, progress
         )
 
     def starmap(
@@ -226,17 +218,25 @@ class Pool:
         **options: Unpack[TaskOptions],
     ) -> MapResult:
         """Like `starmap`, but returns at once; see `map_async`."""
+        return self._map(
+            func, "star", iterable, chunksize, options, detached, callback, error_callback, progress
+        )
+
+    def _map(
+        self,
+        func: Callable[..., Any],
+        kind: Kind,
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        options: TaskOptions,
+        detached: bool,
+        *rest: Any,
+    ) -> MapResult:
         self._check_running()
         checked = Options.of(options)
         if detached:
-            return self._detach(
-                func, "star", iterable, chunksize, checked, callback, error_callback, progress
-            )
-        return self._own(
-            self._calls.map(
-                func, "star", iterable, chunksize, checked, callback, error_callback, progress
-            )
-        )
+            return self._detach(func, kind, iterable, chunksize, checked, *rest)
+        return self._own(self._calls.map(func, kind, iterable, chunksize, checked, *rest))
 
     def imap(
         self,
@@ -257,11 +257,7 @@ class Pool:
         Raises:
             ValueError: the pool is not running, or a size is not positive.
         """
-        self._check_running()
-        stream = self._calls.stream(
-            func, "map", iterable, chunksize, buffersize, Options.of(options), ordered=True
-        )
-        return IMapIterator(stream, self)
+        return self._stream(func, "map", iterable, chunksize, buffersize, options, True)
 
     def imap_unordered(
         self,
@@ -273,11 +269,7 @@ class Pool:
         **options: Unpack[TaskOptions],
     ) -> IMapIterator:
         """Like `imap`, but the results come in any order."""
-        self._check_running()
-        stream = self._calls.stream(
-            func, "map", iterable, chunksize, buffersize, Options.of(options), ordered=False
-        )
-        return IMapIterator(stream, self)
+        return self._stream(func, "map", iterable, chunksize, buffersize, options, False)
 
     def istarmap(
         self,
@@ -289,9 +281,21 @@ class Pool:
         **options: Unpack[TaskOptions],
     ) -> IMapIterator:
         """Like `imap`, but each item is a tuple of arguments; not in multiprocessing."""
+        return self._stream(func, "star", iterable, chunksize, buffersize, options, True)
+
+    def _stream(
+        self,
+        func: Callable[..., Any],
+        kind: Kind,
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        options: TaskOptions,
+        ordered: bool,
+    ) -> IMapIterator:
         self._check_running()
         stream = self._calls.stream(
-            func, "star", iterable, chunksize, buffersize, Options.of(options), ordered=True
+            func, kind, iterable, chunksize, buffersize, Options.of(options), ordered
         )
         return IMapIterator(stream, self)
 
