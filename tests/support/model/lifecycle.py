@@ -1,4 +1,4 @@
-"""The table of docs/lifecycle.md, and what a model knows of a job."""
+"""The tables of docs/lifecycle.md and its like, and what a model knows of a job."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from farpool.shared.records import Tag
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "lifecycle.md"
+DOCUMENTS = Path(__file__).parents[3] / "docs"
 Transition = tuple[str, str, str]
 """State before, what was called, state after."""
 
 
-def documented() -> set[Transition]:
-    """Read the transitions of the document's table."""
+def documented(document: str = "lifecycle.md") -> set[Transition]:
+    """Read the transitions of a document's table."""
     found: set[Transition] = set()
-    for before, calls, after, *_ in _table(1):
+    for before, calls, after, *_ in _table(document, 1):
         found |= set(itertools.product(before, calls, after))
     return found
 
 
-def described() -> set[str]:
-    """Read the names of the states of the document's other table."""
-    return {name for names, *_ in _table(0) for name in names}
+def described(document: str = "lifecycle.md") -> set[str]:
+    """Read the names of the states of a document's other table."""
+    return {name for names, *_ in _table(document, 0) for name in names}
 
 
-def _table(part: int) -> list[list[list[str]]]:
-    section = DOCUMENT.read_text().split("## Transitions")[part]
+def _table(document: str, part: int) -> list[list[list[str]]]:
+    section = (DOCUMENTS / document).read_text().split("## Transitions")[part]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.replace("`", "").strip().split(", ") for cell in row] for row in rows[2:]]
 
