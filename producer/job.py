@@ -88,7 +88,7 @@ class Job(SignedJob):
             # Read again together with its signature, if there is a secret.
             last = entries[-1] if broker.signer is None else broker.latest_result(self.id)
             return last and Result.restore(
-                self.id, *last, connection=self.connection, serializer=self.checked_serializer
+                self.id, *last, connection=self.connection, serializer=self._checked_serializer
             )
         if entries:
             # Of an earlier run: the job is being retried, or its id was used again.

@@ -71,7 +71,7 @@ class _Worker(Worker):
         super()._finalize_failure(*args)
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, *rest: Any, **named: Any) -> Any:
-        job.sign_retry(retry)
+        job._sign_retry(retry)
         return super().handle_job_retry(job, queue, retry, *rest, **named)
 
 

@@ -132,7 +132,7 @@ class SignedJob(Job):
         super().restore(raw_data)
 
     @property
-    def checked_serializer(self) -> Any:
+    def _checked_serializer(self) -> Any:
         """The serializer for results whose signature was found right."""
         return self.serializer if self._signer is None else guarded(self.serializer).trusted
 
@@ -176,7 +176,7 @@ class SignedJob(Job):
             record = base64.b64encode(zlib.compress(exc_string.encode()))
             self._sign_result(pipeline, self._signer.sign_failure(self.id, record))
 
-    def sign_retry(self, retry: Retry) -> None:
+    def _sign_retry(self, retry: Retry) -> None:
         """Sign what RQ records if this `Retry`, which the job returned, allows no further run."""
         if self._signer is not None:
             written = self.serializer.dumps(retry)
