@@ -14,7 +14,7 @@ from rq.exceptions import NoSuchJobError
 from farpool import FarpoolError, Job, Queue
 
 
-def main(job_ids):
+def main(job_ids: list[str]) -> None:
     queue = Queue()
     for job_id in job_ids:
         print(Job.fetch(job_id, connection=queue.connection).get(timeout=30))

@@ -8,6 +8,7 @@ With a url the nodes read the files, so they need the folder at the same path.
 
 import argparse
 import hashlib
+import io
 import socket
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from farpool import FarpoolError, Pool
 
 
-def digest(path):
+def digest(path: str) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     try:
         with open(path, "rb") as file:
@@ -26,14 +27,14 @@ def digest(path):
         raise OSError(f"{path}: {error.strerror} (on {socket.gethostname()})") from None
 
 
-def line_of(digest, path):
+def line_of(digest: str, path: str) -> str:
     """Return a line as sha256sum writes it; a backslash before it says that the name is escaped."""
     name = path.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
     mark = "" if name == path else "\\"
     return f"{mark}{digest}  {name}"
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description="SHA-256 of every file below a folder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--url", help="run on the nodes of this server (default: FARPOOL_URL)")
@@ -42,13 +43,14 @@ def main():
     if not folder.is_dir():
         parser.error(f"{folder} is not a folder")
     # Names are any bytes, and go out as they came.
+    assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(errors="surrogateescape")
     paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
 
     failed = 0
     with Pool(url=arguments.url) as pool, tqdm(total=len(paths), unit="file") as bar:
 
-        def one_more(_):
+        def one_more(_: object) -> None:
             bar.update()
 
         results = [

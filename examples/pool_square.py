@@ -9,7 +9,7 @@ import os
 from farpool import Pool  # the one line changed; it said: from multiprocessing import Pool
 
 
-def square(n):
+def square(n: int) -> int:
     print(f"Worker process id for {n}: {os.getpid()}")
     return n * n
 

@@ -7,7 +7,7 @@ FARPOOL_URL=redis://host-a python examples/serial_square.py    # on the nodes of
 from farpool import Pool
 
 
-def square(n):
+def square(n: int) -> int:
     return n * n
 
 

@@ -616,7 +616,7 @@ def test_children_die_with_their_parent(method: str, tmp_path: Path) -> None:
     [
         ({"preload": ("tests.support.programs.broken",)}, r"(?s)broken\.py.*ZeroDivisionError"),
         ({"initializer": tasks.fail, "initargs": ("no",)}, "ValueError: no"),
-        ({"initializer": os._exit, "initargs": (3,)}, "3 .* in a row .* exited with code 3"),
+        ({"initializer": tasks.die, "initargs": ("exit",)}, "3 .* in a row .* exited with code 7"),
     ],
 )
 def test_a_child_that_cannot_start_is_not_replaced_for_ever(
