@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from farpool.shared.connection import URL_VARIABLE
+from farpool.shared.redis.connection import URL_VARIABLE
 from tests.support.nodes import ROOT, NodeProcess
 
 STAND_INS = {
