@@ -1,4 +1,4 @@
-"""The command: runs the measurements one after the other and prints a table."""
+"""Runs the measurements one after the other and prints a table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from benchmarks.harness import Row, bench
 
 
 @click.command()
-@click.option("--only", type=click.Choice(list(CASES)), multiple=True, help="Run only these.")
-@click.option("--quick", is_flag=True, help="A tenth of the work: to see that it runs.")
+@click.option(
+    "--only",
+    type=click.Choice(list(CASES)),
+    multiple=True,
+    help="Run only this measurement (repeatable).",
+)
+@click.option("--quick", is_flag=True, help="Do a tenth of the work, to see that everything runs.")
 def main(only: tuple[str, ...], quick: bool) -> None:
-    """Measure farpool on this machine, with a server of its own. Let nothing else run."""
+    """Measure farpool on this machine, with a server of its own; run nothing else meanwhile."""
     with bench() as server:
         click.echo(machine.describe(server.client))
     click.echo()

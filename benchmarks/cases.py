@@ -1,4 +1,4 @@
-"""The measurements. Each takes a `Bench` and returns rows for the table."""
+"""The measurements: each takes a `Bench` and returns rows of the table."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from farpool import Queue
 
 
 def enqueue(bench: Bench) -> list[Row]:
-    """Jobs per second into an empty queue, by one producer."""
+    """Jobs per second that one producer enqueues."""
     count = bench.size(50_000)
     rate = count / seconds(lambda: bench.queue.enqueue_map(square, range(count)))
     return [Row("enqueue_map", f"{rate:,.0f} jobs/s", "25,000 jobs/s", rate >= 25_000)]
 
 
 def drain(bench: Bench) -> list[Row]:
-    """Jobs per second off a full queue, the median of five times, beside RQ's own workers."""
+    """Jobs per second that a node drains from a full queue (median of five), and RQ's workers."""
     with bench.node():
         rate = statistics.median(bench.drain_rate(square, bench.size(20_000)) for _ in range(5))
     with bench.rq_workers():
@@ -38,7 +38,7 @@ def drain(bench: Bench) -> list[Row]:
 
 
 def signatures(bench: Bench) -> list[Row]:
-    """Jobs per second off a full queue with a secret, beside those without one."""
+    """Drain rate with a secret, relative to the rate without one."""
     count = bench.size(20_000)
     with bench.node(), bench.secret():
         signed = Queue("signed", connection=bench.client)
@@ -62,7 +62,7 @@ def end_to_end(bench: Bench) -> list[Row]:
 
 
 def round_trip(bench: Bench) -> list[Row]:
-    """Milliseconds from enqueueing one job to having its result, nothing else going on."""
+    """Milliseconds from enqueueing one job to its result, on an idle node."""
     with bench.node():
         times = sorted(
             1000 * seconds(lambda: bench.queue.enqueue(square, 3).get(60))
@@ -76,7 +76,7 @@ def round_trip(bench: Bench) -> list[Row]:
 
 
 def short_tasks(bench: Bench) -> list[Row]:
-    """Single jobs that sleep for 1 ms, against two processes that do nothing else."""
+    """Single jobs that sleep for 1 ms, relative to two processes that do nothing else."""
     count = bench.size(5_000)
     with bench.node():
         took = count / bench.drain_rate(millisecond, count)
@@ -86,7 +86,7 @@ def short_tasks(bench: Bench) -> list[Row]:
 
 
 def idle(bench: Bench) -> list[Row]:
-    """What a node without work asks of its machine and of the server."""
+    """Processor time and requests to the server of a node without work."""
     span = bench.size(20)
     with bench.node() as node:
         time.sleep(1)
@@ -101,7 +101,7 @@ def idle(bench: Bench) -> list[Row]:
 
 
 def _requests(bench: Bench, span: float) -> int:
-    """Count what others ask of the server in `span` seconds; commands of scripts are not asked."""
+    """Count the requests to the server in `span` seconds, without the commands inside scripts."""
 
     def mark() -> None:
         time.sleep(span)
@@ -114,7 +114,7 @@ def _requests(bench: Bench, span: float) -> int:
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Resident memory of a node's parent before and after many jobs."""
+    """Memory growth of a node's parent process over many jobs."""
     count = bench.size(100_000)
     with bench.node() as node:
         _run_many(bench, count // 2)

@@ -1,4 +1,4 @@
-"""What every measurement needs: a server, workers, a clock, and rows for the table."""
+"""A server, workers, a clock, and rows of the table, for every measurement."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bench:
     """A server of its own for one measurement.
 
     Args:
-        quick: a tenth of the work, to see that it runs.
+        quick: do a tenth of the work, to see that it runs.
     """
 
     def __init__(self, server: EmbeddedServer, quick: bool) -> None:
@@ -48,12 +48,12 @@ class Bench:
         self.queue = Queue(connection=self.client)
 
     def size(self, full: int) -> int:
-        """Return how much work to do: `full`, or a tenth of it."""
+        """Return `full`, or a tenth of it in a quick run."""
         return max(1, full // 10) if self.quick else full
 
     @contextlib.contextmanager
     def node(self, queue: Queue | None = None) -> Iterator[NodeProcess]:
-        """Run a node that has done some work already, on the default queue or another."""
+        """Run a node and warm it up, on the default queue or another."""
         from benchmarks.tasks import square
 
         queue = queue or self.queue
@@ -63,7 +63,7 @@ class Bench:
 
     @contextlib.contextmanager
     def secret(self) -> Iterator[None]:
-        """Give what is started inside of this a secret."""
+        """Give a secret to nodes and producers that start in this context."""
         os.environ[SECRET_VARIABLE] = secrets.token_hex(32)
         try:
             yield
@@ -90,17 +90,17 @@ class Bench:
     def drain_rate(
         self, function: Callable[[int], Any], count: int, queue: Queue | None = None
     ) -> float:
-        """Return how many jobs per second the running workers take off a full queue.
+        """Return how many jobs per second the running workers drain from a full queue.
 
-        They are held by RQ's own suspension until all jobs are there; the clock runs from the
-        first job finished after that to the last.
+        RQ's own suspension holds the workers until all jobs are enqueued. The clock runs from the
+        first job that finishes after that to the last.
         """
         queue = queue or self.queue
         registry = f"rq:finished:{queue.name}"
         suspend(self.client)
         before = self.client.zcard(registry)
         queue.enqueue_map(function, range(count), result_ttl=3600)
-        # An RQ worker that was waiting for a job takes one even now.
+        # An RQ worker that was already waiting for a job takes one in spite of the suspension.
         first = self.client.zcard(registry)
         resume(self.client)
         while (started_with := self.client.zcard(registry)) == first:
@@ -112,7 +112,7 @@ class Bench:
 
 @contextlib.contextmanager
 def bench(quick: bool = False) -> Iterator[Bench]:
-    """Start a fresh server and give a `Bench` on it."""
+    """Start a fresh server and yield a `Bench` on it."""
     with EmbeddedServer() as server:
         found = Bench(server, quick)
         with contextlib.closing(found.client):

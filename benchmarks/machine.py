@@ -1,4 +1,4 @@
-"""What the figures were measured on, and what processes use of it."""
+"""Describes the machine, and measures the memory and time that processes use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis import Redis
 
 
 def describe(client: Redis) -> str:
-    """Return one line about the machine, the interpreter and the server."""
+    """Describe the machine, the interpreter and the server in one line."""
     info = client.info("server")
     name = info.get("server_name", "redis")
     server = f"{name} {info.get(f'{name}_version', info['redis_version'])}"
@@ -41,10 +41,10 @@ def memory(pid: int) -> int:
 
 
 def processor_seconds(session: int) -> float:
-    """Return the processor time that the processes of a session have used so far (Linux only).
+    """Return the processor time that the processes of a session have used (Linux only).
 
     Args:
-        session: process id of the session's leader, as with `start_new_session`.
+        session: process id of the session's leader.
     """
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -1,4 +1,4 @@
-"""The measurements of Pool, each in turns with multiprocessing's in the same run."""
+"""The measurements of Pool, taking turns with multiprocessing's Pool in the same run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _pools(bench: Bench) -> Iterator[dict[str, Any]]:
 def _compare(
     bench: Bench, what: str, call: Callable[[Any], object], limits: dict[str, float]
 ) -> list[Row]:
-    """Time a call on each pool; `limits` are what it may take, as parts of multiprocessing's."""
+    """Time a call on each pool; `limits` are its targets as multiples of multiprocessing's time."""
     with _pools(bench) as pools:
         times: dict[str, list[float]] = {name: [] for name in pools}
         for _ in range(_TURNS):
@@ -52,7 +52,7 @@ def _compare(
 
 
 def many_squares(bench: Bench) -> list[Row]:
-    """Pool.map of many squares."""
+    """Pool.map of many squares, in chunks."""
     count = bench.size(1_000_000)
     return _compare(
         bench,
@@ -74,10 +74,10 @@ def single_items(bench: Bench) -> list[Row]:
 
 
 def uneven(bench: Bench) -> list[Row]:
-    """Tasks of which one in a hundred takes 100 times as long, against a perfect division."""
+    """Tasks of which one in a hundred takes 100 times as long, relative to a perfect division."""
     count = bench.size(2_000)
     naps = [0.1 if n % 100 == 50 else 0.001 for n in range(count)]
-    # As long as they really take, which is more than what they ask for.
+    # Measured, because sleeping takes longer than the time asked for.
     ideal = seconds(lambda: deque(map(sleep_for, naps), 0)) / PROCESSES
     rows = [Row(f"{count:,} uneven tasks, the ideal", f"{ideal:.2f} s")]
     with _pools(bench) as pools:
@@ -88,7 +88,7 @@ def uneven(bench: Bench) -> list[Row]:
 
 
 def arrays(bench: Bench) -> list[Row]:
-    """Buffers of 16 MB there, and as large ones back."""
+    """Buffers of 16 MB, sent and returned."""
     size = bench.size(16_000_000)
     buffers = [bytearray(size) for _ in range(8)]
     return _compare(

@@ -1,4 +1,4 @@
-"""Seconds from a fault to when the work that it hit goes on."""
+"""Seconds from a fault until the interrupted work goes on."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
 _AWAY_SECONDS = 3.0
-"""How long the server is away; nodes and producers then wait as long as they ever do."""
+"""How long the server is away: long enough for the longest waits between attempts to reconnect."""
 _PATIENCE = 60.0
 
 
 def recovery(bench: Bench) -> list[Row]:
-    """Kill a child, kill and stop nodes, and restart a server with its data."""
+    """Kill children, kill and stop nodes, and restart a server with its data."""
     lease = 1.0 if bench.quick else LEASE_SECONDS
     rows = [_row("killed child, to its task again", [*_killed_children(bench)], 1.0)]
     for what, signum in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
@@ -41,8 +41,8 @@ def recovery(bench: Bench) -> list[Row]:
     results, signs = [], []
     rounds = bench.size(10)
     for number in range(rounds):
-        # Nodes and producers try again at most a second apart: each round comes back amid another
-        # part of that second.
+        # Nodes and producers reconnect at least once a second: in each round the server returns at
+        # another point of that second.
         result, sign = _restarted_server(_AWAY_SECONDS + number / rounds)
         results.append(result)
         signs.append(sign)
@@ -61,7 +61,7 @@ def _row(what: str, seconds: list[float], most: float) -> Row:
 
 @contextlib.contextmanager
 def _running(queue: Queue) -> Iterator[Path]:
-    """Keep a task running that notes its process and the time whenever it begins."""
+    """Run a task that notes its process and the time each time it begins."""
     with tempfile.TemporaryDirectory() as name:
         trace = Path(name, "trace")
         trace.touch()
@@ -73,7 +73,7 @@ def _running(queue: Queue) -> Iterator[Path]:
 
 
 def _begun(trace: Path) -> list[tuple[int, float]]:
-    """Return process and time of each beginning."""
+    """Return the process and time of each run's beginning."""
     lines = map(str.split, trace.read_text().splitlines())
     return [(int(process), float(when)) for process, when in lines]
 
@@ -103,7 +103,7 @@ def _lost_node(bench: Bench, signum: signal.Signals, lease: float) -> float:
 
 
 def _restarted_server(away: float) -> tuple[float, float]:
-    """Return the seconds from a server's first answer to a result, and to the node's next sign."""
+    """Return seconds from a server's first answer to a result, and to the node's next heartbeat."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         server = EmbeddedServer(socket=Path(name, "socket"), data=Path(name, "data"))
         stack.enter_context(server)

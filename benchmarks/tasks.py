@@ -23,12 +23,12 @@ def sleep_for(nap: float) -> None:
 
 
 def double(buffer: bytearray) -> bytearray:
-    """Return a buffer of the same size."""
+    """Return the buffer reversed."""
     return buffer[::-1]
 
 
 def note_and_wait(folder: str) -> None:
-    """Note process and time in `folder`, and wait for a file `go` there."""
+    """Note process and time in the file `trace` of a folder, and wait for a file `go` there."""
     with Path(folder, "trace").open("a") as trace:
         trace.write(f"{os.getpid()} {time.time()}\n")
     while not Path(folder, "go").exists():

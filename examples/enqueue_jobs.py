@@ -1,8 +1,8 @@
-"""Jobs by id: enqueue them, let the program end, fetch their results later from anywhere.
+"""Jobs by id: enqueue them, let this program end, and fetch their results later from anywhere.
 
 export FARPOOL_URL=redis://host-a:6379/0
-python examples/enqueue_jobs.py           # enqueues, and prints the ids
-python examples/enqueue_jobs.py ID ...    # prints the results
+python examples/enqueue_jobs.py           # enqueues jobs and prints their ids
+python examples/enqueue_jobs.py ID ...    # prints their results
 """
 
 import math
@@ -25,7 +25,7 @@ def main(job_ids: list[str]) -> None:
 
 if __name__ == "__main__":
     if "FARPOOL_URL" not in os.environ:
-        sys.exit("set FARPOOL_URL to the url of a server with a node ('farpool worker')")
+        sys.exit("set FARPOOL_URL to the url of a server, and start a node with 'farpool worker'")
     try:
         main(sys.argv[1:])
     except (FarpoolError, NoSuchJobError) as error:

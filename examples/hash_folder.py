@@ -3,7 +3,7 @@
     python examples/hash_folder.py ~/Pictures > sums.txt
     python examples/hash_folder.py /mnt/shared --url redis://host-a:6379/0
 
-With a url the nodes read the files, so they need the folder at the same path.
+With a url, the nodes read the files, so they need the folder at the same path.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def digest(path: str) -> str:
 
 
 def line_of(digest: str, path: str) -> str:
-    """Return a line as sha256sum writes it; a backslash before it says that the name is escaped."""
+    """Return a line as sha256sum writes it; it begins with a backslash if the name is escaped."""
     name = path.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
     mark = "" if name == path else "\\"
     return f"{mark}{digest}  {name}"
@@ -42,9 +42,9 @@ def main() -> int:
     folder = arguments.folder.resolve()
     if not folder.is_dir():
         parser.error(f"{folder} is not a folder")
-    # Names are any bytes, and go out as they came.
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(errors="surrogateescape")
+    # File names may hold any bytes; print them unchanged.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
 
     failed = 0

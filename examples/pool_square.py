@@ -1,12 +1,12 @@
-"""The beginner's Pool: squares in parallel, and which process computed which.
+"""The beginner's Pool: compute squares in parallel and print which process computed which.
 
-python examples/pool_square.py                            # on processes of this machine
-FARPOOL_URL=redis://host-a python examples/pool_square.py      # on the nodes of that server
+python examples/pool_square.py                             # on processes of this machine
+FARPOOL_URL=redis://host-a python examples/pool_square.py  # on the nodes of that server
 """
 
 import os
 
-from farpool import Pool  # the one line changed; it said: from multiprocessing import Pool
+from farpool import Pool  # the only changed line; was: from multiprocessing import Pool
 
 
 def square(n: int) -> int:

@@ -1,7 +1,7 @@
-"""The beginner's serial square: one call after the other, each run by a process of the pool.
+"""The beginner's serial square: one call after the other, each on a process of the pool.
 
-python examples/serial_square.py                          # on a process of this machine
-FARPOOL_URL=redis://host-a python examples/serial_square.py    # on the nodes of that server
+python examples/serial_square.py                             # on a process of this machine
+FARPOOL_URL=redis://host-a python examples/serial_square.py  # on the nodes of that server
 """
 
 from farpool import Pool

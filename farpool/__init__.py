@@ -32,7 +32,7 @@ from farpool.shared.errors import (
 
 try:
     __version__ = version("farpool")
-except PackageNotFoundError:  # used from a checkout that is not installed
+except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [

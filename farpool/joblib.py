@@ -1,4 +1,4 @@
-"""Importing this module registers "farpool" as a parallel backend of joblib.
+"""Registers "farpool" as a parallel backend of joblib when it is imported.
 
     import joblib, farpool.joblib
 

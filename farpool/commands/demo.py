@@ -1,4 +1,4 @@
-"""`farpool demo`: the beginner's page on `multiprocessing.Pool`, on a cluster."""
+"""`farpool demo`: the beginner's example of `multiprocessing.Pool`, on a cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _GROUP = 5000
 
 
 def square(n: int) -> int:
-    """Square a number, and say which process does it."""
+    """Square a number and print which process does so."""
     print(f"Worker process id for {n}: {os.getpid()}")
     return n * n
 
@@ -40,13 +40,13 @@ def quiet_square(n: int) -> int:
 
 
 def run(url: str | None, queue: str, tasks: int, processes: int) -> None:
-    """Square a few numbers task by task, then `tasks` of them with a progress bar.
+    """Square five numbers and print where, then square `tasks` numbers with a progress bar.
 
     Args:
-        url: the server; None starts one, and a node with `processes` children.
+        url: the server; None starts a server, and a node with `processes` children.
 
     Raises:
-        FarpoolError: no server, no node, or a wrong result.
+        FarpoolError: there is no server or node, or a result is wrong.
     """
     with contextlib.ExitStack() as stack:
         if url is None:

@@ -1,4 +1,4 @@
-"""`farpool enqueue` and `farpool result`: single jobs."""
+"""`farpool enqueue` and `farpool result`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from farpool.shared.redis import connection
 
 _NOT_ENDED = 2
 _TIMED_OUT = 124
-"""As `timeout` of the coreutils."""
+"""As the `timeout` command of coreutils."""
 
 
 class _Enqueue(click.Command):
-    """Takes a negative number for an argument, where click would take it for options."""
+    """Takes a negative number as an argument; click would take it for an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         negative = (arg[:1] == "-" and isinstance(_parse(arg), int | float) for arg in args)
-        # A space before a number means nothing, in JSON as in click.
+        # Neither JSON nor the job minds a space before a number; click then sees no dash.
         spaced = [" " * is_number + arg for arg, is_number in zip(args, negative, strict=True)]
         return super().parse_args(ctx, spaced)
 
@@ -35,7 +35,9 @@ class _Enqueue(click.Command):
 @options.url
 @options.queue
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
-@click.option("--timeout", type=options.Seconds(), help="Seconds to wait at most.")
+@click.option(
+    "--timeout", type=options.Seconds(), metavar="SECONDS", help="Stop waiting after this time."
+)
 def enqueue(
     function: str,
     arguments: tuple[str, ...],
@@ -44,16 +46,17 @@ def enqueue(
     wait: bool,
     timeout: float | None,
 ) -> None:
-    """Enqueue a call and print the job's id. An ARG that is JSON counts as such, else as text;
-    behind -- it may begin with a dash.
+    """Enqueue a call and print the job's id.
 
-    With --wait, exit status 1 if the job failed, 124 if it has not ended in time, 130 after Ctrl-C;
-    the job goes on then.
+    An ARG is read as JSON if it is JSON, otherwise as text. After --, an ARG may begin with a dash.
+
+    With --wait, the exit status is 1 if the job failed. It is 124 after the timeout and 130 after
+    Ctrl-C; the job goes on then.
     """
     _check_timeout(timeout, wait)
     module, colon, name = function.partition(":")
     if not (module and colon and name) or ":" in name:
-        raise click.UsageError(f"{function!r} is not of the form MODULE:FUNCTION")
+        raise click.UsageError(f"write the function as MODULE:FUNCTION, not {function!r}")
     job = Queue(queue, url=options.require(url)).enqueue(
         f"{module}.{name}", *map(_parse, arguments)
     )
@@ -64,7 +67,7 @@ def enqueue(
 
 def _check_timeout(timeout: float | None, wait: bool) -> None:
     if timeout is not None and not wait:
-        raise click.UsageError("--timeout goes with --wait")
+        raise click.UsageError("--timeout needs --wait")
 
 
 def _parse(argument: str) -> object:
@@ -94,7 +97,7 @@ def _print_result(job: Job, timeout: float | None) -> None:
 
 
 def _goes_on(job: Job) -> str:
-    return f"the job is not canceled, look for it with: farpool result {job.id}"
+    return f"the job goes on; get its result with: farpool result {job.id}"
 
 
 def _fail(error: BaseException) -> NoReturn:
@@ -106,11 +109,14 @@ def _fail(error: BaseException) -> NoReturn:
 @click.argument("job_id")
 @options.url
 @click.option("--wait", is_flag=True, help="Wait for the job to end.")
-@click.option("--timeout", type=options.Seconds(), help="Seconds to wait at most.")
+@click.option(
+    "--timeout", type=options.Seconds(), metavar="SECONDS", help="Stop waiting after this time."
+)
 def result(job_id: str, url: str | None, wait: bool, timeout: float | None) -> None:
-    """Print the result of a job; exit status 1 if it failed, 2 if it has not ended.
+    """Print a job's result.
 
-    With --wait, 124 if it has not ended in time.
+    The exit status is 1 if the job failed and 2 if it has not ended. With --wait, it is 124 after
+    the timeout and 130 after Ctrl-C.
     """
     _check_timeout(timeout, wait)
     client = connection.connect(options.require(url))
@@ -118,9 +124,9 @@ def result(job_id: str, url: str | None, wait: bool, timeout: float | None) -> N
         job: Any = Job(job_id, connection=client)
         job.refresh()
     except Exception as error:
-        raise click.ClickException(f"no such job: {job_id} ({error})") from None
+        raise click.ClickException(f"there is no job {job_id} ({error})") from None
     status = job.get_status(refresh=False)
     if not wait and status.value not in ("finished", "failed", "stopped", "canceled"):
-        click.echo(f"job {job_id} is {status.value}", err=True)
+        click.echo(f"job {job_id} is {status.value}; wait for its result with --wait", err=True)
         sys.exit(_NOT_ENDED)
     _print_result(job, timeout)

@@ -1,9 +1,10 @@
-"""What several commands have in common."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,9 +15,10 @@ from farpool.shared.redis import connection
 from farpool.shared.signing import signer
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as a shell's."""
+"""Exit status after Ctrl-C, as in a shell."""
 _MOST_SECONDS = 2_000_000
 """`poll` counts milliseconds in 31 bits."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(I?)B)?", re.IGNORECASE)
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -36,8 +38,22 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+def parse_size(text: str) -> int:
+    """Return a size in bytes, from `500MB` or `1.5GiB`; `MB` is 1000 kB, `MiB` is 1024 KiB.
+
+    Raises:
+        ConfigError: the text is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size; write it as 500MB, 1.5GiB or a number of bytes")
+    number, prefix, binary = match.groups("")
+    power = " KMGT".index(prefix.upper() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
 def _keep_secret(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    # In the environment tasks have it too, which may use pools of their own.
+    # Tasks inherit the environment, and may use pools of their own.
     if path is not None:
         os.environ[signer.FILE_VARIABLE] = path
 
@@ -55,12 +71,12 @@ _secret = click.option(
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
     expose_value=False,
     callback=_keep_secret,
-    help=f"Keys that sign what is sent, one a line; or set {signer.SECRET_VARIABLE}.",
+    help=f"File of signing keys, one a line; or set {signer.SECRET_VARIABLE}.",
 )
 
 
 def url(command: Command) -> Command:
-    """Give a command the options that say which server it uses, and what it may trust there."""
+    """Give a command the options `--url` and `--secret-file`."""
     return _url(_secret(command))
 
 
@@ -68,10 +84,10 @@ queue = click.option("--queue", default="default", show_default=True, help="Name
 
 
 def require(url: str | None) -> str:
-    """Return the url of the server.
+    """Return the url.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: neither the option nor the variable gives one.
     """
     if url is None:
         raise ConfigError(f"no server: give --url or set {connection.URL_VARIABLE}")

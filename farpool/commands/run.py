@@ -1,4 +1,4 @@
-"""`farpool run`: programs that use `multiprocessing.Pool`, unchanged, on farpool."""
+"""`farpool run`: unchanged programs that use `multiprocessing.Pool`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from farpool.producer.pool import Pool
 
 
 def install() -> None:
-    """Make `multiprocessing.Pool`, however a program comes by it, farpool's."""
+    """Replace `multiprocessing.Pool` with farpool's, however a program imports it."""
 
     def make(
         context: Any,
@@ -27,7 +27,7 @@ def install() -> None:
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
     ) -> Pool:
-        # A start method that nobody chose is left to farpool, which does not fork with threads.
+        # If nobody chose a start method, farpool does: forking a process with threads can deadlock.
         chosen = multiprocessing.get_start_method(allow_none=True)
         default = multiprocessing.context._default_context
         given = None if context is default and chosen is None else context.get_context()
@@ -37,7 +37,7 @@ def install() -> None:
     base.Pool = make
     module: Any = multiprocessing
     module.Pool = module.context._default_context.Pool
-    # What stands beside Pool in its module, such as ThreadPool, goes on with the one it knows.
+    # The rest of the module, such as ThreadPool, goes on using the original Pool.
     pools: Any = ModuleType("multiprocessing.pool")
     vars(pools).update(vars(multiprocessing.pool), Pool=Pool)
     sys.modules["multiprocessing.pool"] = module.pool = pools
@@ -45,18 +45,18 @@ def install() -> None:
 
 
 class _MainOfChildren(ModuleType):
-    """What child processes call their main module: here, whichever is the main one now."""
+    """The name that child processes have for the main module, here for the current one."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.modules["__main__"], name)
 
 
 def run(target: str, arguments: Sequence[str], as_module: bool) -> int:
-    """Run a script, a folder or a module as `python` would; returns its exit status.
+    """Run a script, a folder or a module as `python` would, and return its exit status.
 
     Args:
-        target: path of the script, folder or zip file; with `as_module` name of the module.
-        arguments: what it finds in `sys.argv[1:]`.
+        target: path of the script, folder or zip file; with `as_module`, the name of a module.
+        arguments: the program's `sys.argv[1:]`.
     """
     install()
     sys.argv = [target, *arguments]
@@ -88,7 +88,7 @@ def _status(end: SystemExit) -> int:
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return what a traceback has below those who run the program; None if it has not begun."""
+    """Return the program's own part of a traceback; None if the program has not begun."""
     above = {__file__, runpy.__file__, "<frozen runpy>"}
     found = trace
     while found is not None and found.tb_frame.f_code.co_filename in above:

@@ -1,1 +1,1 @@
-"""Random faults against real processes, and an audit of what became of every task: `make chaos`."""
+"""Random faults against real processes, and an audit of every task afterwards: `make chaos`."""

@@ -1,4 +1,4 @@
-"""The command: `python -m tests.chaos --seconds 60 --seed 7`."""
+"""The command line of a chaos run: `python -m tests.chaos --seconds 60 --seed 7`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ _SHOWN = 20
 
 
 @click.command()
-@click.option("--seconds", default=60.0, show_default=True, help="How long faults are injected.")
-@click.option("--seed", type=int, help="Of the schedule of faults.  [default: a new one]")
-@click.option("--nodes", default=2, show_default=True, help="How many there are at any time.")
-@click.option("--producers", default=2, show_default=True, help="How many there are at any time.")
+@click.option("--seconds", default=60.0, show_default=True, help="Inject faults for this long.")
+@click.option("--seed", type=int, help="Seed of the schedule of faults.  [default: random]")
+@click.option("--nodes", default=2, show_default=True, help="Number of nodes at any time.")
+@click.option("--producers", default=2, show_default=True, help="Number of producers at any time.")
 @click.option(
     "--hosts/--no-hosts", default=None,
-    help="Whether each node is on a host of its own, whose cable is pulled (Linux, as root).  "
-    "[default: if that is possible]",
+    help="Run each node on a host of its own, and pull their cables (Linux, as root).  "
+    "[default: if possible]",
 )  # fmt: skip
 def main(seconds: float, seed: int | None, nodes: int, producers: int, hosts: bool | None) -> None:
-    """Run nodes, producers and a server under random faults; fails if any task was mistreated."""
+    """Inject random faults into nodes, producers and a server, then audit every task.
+
+    The exit status is 1 if anything is wrong.
+    """
     seed = random.randrange(10_000) if seed is None else seed
-    # As after Ctrl-C, everything is put away.
+    # Clean up as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="farpool-chaos-") as name, _made(nodes, hosts) as made:
         where = "" if made is None else ", each node on a host of its own"
@@ -54,7 +57,7 @@ def main(seconds: float, seed: int | None, nodes: int, producers: int, hosts: bo
 
 @contextlib.contextmanager
 def _made(nodes: int, wanted: bool | None) -> Iterator[Hosts | None]:
-    """Make hosts for the server and the nodes, or say in one line why there are none."""
+    """Make hosts for the server and the nodes, or say in one line why that is impossible."""
     with contextlib.ExitStack() as stack:
         hosts = None
         if wanted is not False:

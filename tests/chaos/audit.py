@@ -1,4 +1,4 @@
-"""What became of every task that a chaos run had accepted."""
+"""The audit of every task of a chaos run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ENDED = ("finished", "failed")
 
 
 class Audit(NamedTuple):
-    """What was found.
+    """Findings of an audit.
 
     Attributes:
-        counts: what was done, and how often.
-        problems: what should never be -> each time that it is.
+        counts: number of events by kind.
+        problems: descriptions of each problem by kind; lists are empty if all is well.
         times: when outcomes arrived (seconds since the epoch), in order.
     """
 
@@ -32,7 +32,7 @@ class Audit(NamedTuple):
 
 
 class _Journals:
-    """What all producers have noted."""
+    """The journals of all producers."""
 
     def __init__(self, folder: Path, given_up: set[int]) -> None:
         self.kinds: dict[int, str] = {}
@@ -43,7 +43,7 @@ class _Journals:
         self.abandoned: set[int] = set()
         """Tasks without an outcome whose producer was killed."""
         self.without: set[int] = set()
-        """All other tasks without an outcome."""
+        """Tasks without an outcome of the other producers."""
         self.times: list[float] = []
         self.wrong: list[str] = []
         self.jobs: list[str] = []
@@ -78,13 +78,13 @@ class _Journals:
 
 
 def audit(folder: Path, given_up: set[int], client: Redis, url: str) -> Audit:
-    """Read the producers' journals, the tasks' own traces, and what the server holds.
+    """Compare the producers' journals, the tasks' own trace, and the contents of the server.
 
-    Call it when all nodes and producers have ended.
+    Call it after all nodes and producers have ended.
 
     Args:
-        folder: where they have left their traces.
-        given_up: numbers of the producers that were killed, whose last call may have no outcome.
+        folder: where journals and trace are.
+        given_up: numbers of the producers that were killed; their last calls may lack outcomes.
     """
     noted = _Journals(folder, given_up)
     trace = (folder / "ran").read_text().splitlines()
@@ -123,9 +123,9 @@ def audit(folder: Path, given_up: set[int], client: Redis, url: str) -> Audit:
 
 
 def _without_end(noted: _Journals, client: Redis, url: str) -> list[str]:
-    """Return the jobs and detached calls that have no outcome, whoever has enqueued them."""
+    """Return the jobs and detached calls without an outcome, also those missing in journals."""
     known = set(noted.jobs)
-    # A producer that was killed amid enqueueing could not note what it had enqueued.
+    # A producer that was killed while enqueueing could not note its jobs.
     prefix = keys.job("")
     known.update(
         key.decode().removeprefix(prefix)

@@ -29,11 +29,11 @@ class Cluster:
     """A server, nodes and producers as real processes.
 
     Args:
-        folder: where they leave their traces.
-        seed: of what the producers do.
-        hosts: where they run: server and producers on host 0, node n on host n + 1; None for
-            all on this machine.
-        nodes, producers: how many there are at any time.
+        folder: where they leave journals and traces.
+        seed: decides the producers' calls.
+        hosts: run server and producers on host 0, and node n on host n + 1; None runs all of them
+            on this machine.
+        nodes, producers: their number at any time.
     """
 
     def __init__(self, folder: Path, seed: int, hosts: Hosts | None, nodes: int, producers: int):
@@ -42,15 +42,15 @@ class Cluster:
         self.nodes: list[NodeProcess] = []
         self.producers: dict[int, subprocess.Popen[bytes]] = {}
         self.given_up: set[int] = set()
-        """Numbers of the producers that did not come to their end."""
+        """Numbers of the producers that were killed or failed."""
         self.troubles: list[str] = []
-        """Processes that ended as none should."""
+        """Descriptions of processes that failed."""
         self._seed = seed
         self._node_count = nodes
         self._producer_count = producers
         self._producers_started = 0
         self._processes: set[int] = set()
-        # What it has told a client is on the disk, so that what is lost is farpool's fault.
+        # The server answers once data is on disk, so any loss is farpool's fault.
         data, options = folder / "data", ("--appendfsync", "always")
         if hosts is None:
             self.server = EmbeddedServer(socket=folder / "socket", data=data, options=options)
@@ -92,7 +92,7 @@ class Cluster:
         return NodeProcess(url, launcher=launcher, lease=LEASE_SECONDS, drain_timeout=1)
 
     def replace_node(self, slot: int) -> NodeProcess:
-        """Start a node in the place of another; returns that one, which goes on."""
+        """Start a node in the place of another; return the old one, which is still running."""
         before = self.nodes[slot]
         self._processes.update(descendants(before.pid))
         self.nodes[slot] = self._new_node(slot)
@@ -111,7 +111,7 @@ class Cluster:
             )
 
     def replace_producer(self, number: int) -> None:
-        """Start a producer in the place of one that is killed now, or has ended already."""
+        """Kill a producer, if it is still running, and start another in its place."""
         self._give_up(number)
         self.start_producer()
 
@@ -122,7 +122,7 @@ class Cluster:
         self.given_up.add(number)
 
     def look(self) -> None:
-        """Take note of what runs, and of producers that have ended though nobody told them to."""
+        """Note which processes run, and replace and report producers that ended unasked."""
         self._look_at_nodes()
         for number, producer in list(self.producers.items()):
             if producer.poll() is not None:
@@ -138,7 +138,7 @@ class Cluster:
         self.troubles.append(f"producer {number} {what}\n{said}")
 
     def settle(self) -> None:
-        """Let producers and nodes come to their end."""
+        """Let producers finish and drain the nodes."""
         (self.folder / "stop").touch()
         for number, producer in list(self.producers.items()):
             try:
@@ -150,7 +150,7 @@ class Cluster:
             else:
                 self._report(number, f"ended late: {status}")
                 self._give_up(number)
-        # While nodes are there, jobs and calls of killed producers come to their end.
+        # The nodes still finish the jobs and calls of killed producers.
         with contextlib.suppress(AssertionError):
             wait_for(lambda: not self.client.exists("rq:queue:default"), _EMPTY_SECONDS)
         self._look_at_nodes()
@@ -160,7 +160,7 @@ class Cluster:
                 self.troubles.append(f"node {node.name} ended with {node.process.returncode}")
 
     def orphans(self) -> list[int]:
-        """Return the processes of nodes that are there though all nodes have ended."""
+        """Return the processes of ended nodes that are still running."""
         with contextlib.suppress(AssertionError):
             wait_for(lambda: not alive(self._processes), _GONE_SECONDS)
         return sorted(alive(self._processes))

@@ -1,4 +1,4 @@
-"""A chaos run: processes, faults one after the other, and what became of it all."""
+"""A chaos run: starts the processes, injects faults, and audits the outcome."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Driver:
     """Injects faults into the work of a cluster.
 
     Args:
-        folder: where its processes leave their traces.
-        seed: of the schedule.
+        folder: where the cluster's processes leave journals and traces.
+        seed: decides the schedule of faults.
         hosts: see `Cluster`.
-        nodes, producers: how many there are at any time.
+        nodes, producers: their number at any time.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Driver:
         self._stack.close()
 
     def run(self, seconds: float, *, each: bool = False) -> None:
-        """Do one thing after another for a while.
+        """Inject one fault after another for a while.
 
         Args:
-            each: do all there are once before, at once.
+            each: first inject every kind of fault once, without pauses.
         """
         if each:
             self._faults.inject_all()
@@ -60,7 +60,7 @@ class Driver:
             self._cluster.look()
 
     def finish(self) -> tuple[Audit, list[Recovery]]:
-        """Let all come to its end; say what became of every task, and how soon after each fault."""
+        """Let all calls finish; return the audit of every task and the recovery from each fault."""
         self._faults.settle()
         self._cluster.settle()
         cluster = self._cluster

@@ -1,4 +1,4 @@
-"""What is done to the processes of a chaos run."""
+"""The faults of a chaos run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _NOBODY = ("127.0.0.1", 1)
 
 
 class Fault(NamedTuple):
-    """One fault that was injected.
+    """An injected fault.
 
     Attributes:
-        name: of its kind.
-        time: from which on things can get better (seconds since the epoch): when it was injected,
-            or, if the whole server was away, when that was over.
+        name: its kind.
+        time: when recovery could begin (seconds since the epoch): when the fault was injected, or,
+            if it took the whole server away, when it ended.
         victims: the child processes whose work it held up or lost.
     """
 
@@ -41,11 +41,11 @@ class Fault(NamedTuple):
 
 
 class Faults:
-    """Does one thing after another to a cluster.
+    """Injects faults into a cluster.
 
     Args:
         cluster: the processes.
-        chance: decides what is done, and to whom.
+        chance: decides the kind of each fault and its victim.
     """
 
     def __init__(self, cluster: Cluster, chance: random.Random) -> None:
@@ -54,7 +54,7 @@ class Faults:
         self._random = chance
         self._later: list[threading.Timer] = []
         self._held: set[str] = set()
-        """Who is stopped or cut off now, and is not to be let go by another's end."""
+        """Processes and hosts that are stopped or cut off now; they get no second such fault."""
         self._kinds: dict[Callable[[], None], int] = {
             self.kill_child: 5,
             self.pause_child: 3,
@@ -76,22 +76,22 @@ class Faults:
             self._kinds[self.cut_node] = 4
 
     def inject(self) -> None:
-        """Do one of these things."""
+        """Inject a fault of a random kind."""
         (fault,) = self._random.choices(list(self._kinds), list(self._kinds.values()))
         fault()
 
     def inject_all(self) -> None:
-        """Do each of these things once, in any order."""
+        """Inject a fault of each kind, in random order."""
         for fault in self._random.sample(list(self._kinds), len(self._kinds)):
             fault()
 
     def settle(self) -> None:
-        """Wait until all that was stopped or cut for a while goes on."""
+        """Wait until all stopped processes and cut hosts go on."""
         for timer in self._later:
             timer.join()
 
     def undo(self) -> None:
-        """Let all go on now."""
+        """Let all stopped processes and cut hosts go on now."""
         for timer in self._later:
             if timer.is_alive():
                 timer.cancel()
@@ -101,7 +101,7 @@ class Faults:
         self.injected.append(Fault(name, time.time(), frozenset(victims)))
 
     def _hold(self, who: str, seconds: float, let_go: Callable[[], None]) -> None:
-        """Take note that somebody is held up, and let go after a while; safe to repeat."""
+        """Note that a process or host is held, and let it go after some seconds."""
 
         def end() -> None:
             let_go()
@@ -113,7 +113,7 @@ class Faults:
         self._later.append(timer)
 
     def _some_time(self) -> tuple[float, str]:
-        """Return seconds that are clearly shorter or longer than a lease, and say which."""
+        """Return a time clearly shorter or longer than a lease, and its description."""
         if self._random.random() < 0.5:
             return LEASE_SECONDS * self._random.uniform(0.2, 0.8), "shorter than the lease"
         return LEASE_SECONDS * self._random.uniform(1.5, 2.5), "longer than the lease"
@@ -131,7 +131,7 @@ class Faults:
         return descendants(self._cluster.nodes[slot].pid, leaders=True)
 
     def kill_child(self) -> None:
-        """SIGKILL a child, whatever it does."""
+        """SIGKILL a child, whether it is working or idle."""
         child = self._child()
         if child is not None:
             self._note("child: SIGKILL", [child])
@@ -150,15 +150,15 @@ class Faults:
         self._hold(f"process {pid}", seconds, lambda: _signal(pid, signal.SIGCONT))
 
     def segfault(self) -> None:
-        """Let a task read address 0."""
+        """Make a task read address 0."""
         self._order("segfault", "child: segfault")
 
     def exhaust_memory(self) -> None:
-        """Let a task be killed as by the kernel that has no memory left."""
+        """Make a task die as if the kernel had run out of memory."""
         self._order("out of memory", "child: SIGKILL within a task")
 
     def limit_memory(self) -> None:
-        """Let a task ask for more memory than it may have."""
+        """Make a task ask for more memory than it may have."""
         self._order("memory limit", "child: memory limit, MemoryError")
 
     def _order(self, order: str, name: str) -> None:
@@ -170,7 +170,7 @@ class Faults:
         try:
             wait_for(done.exists, _OBEY_SECONDS)
         except AssertionError:
-            # Nothing has begun for so long, because of other faults.
+            # No task has begun meanwhile, because of other faults.
             try:
                 placed.unlink()
                 return
@@ -183,7 +183,7 @@ class Faults:
     # --- nodes -------------------------------------------------------------------------------
 
     def kill_node(self) -> None:
-        """SIGKILL a node's parent process; another node comes."""
+        """SIGKILL a node's parent process, and start another node."""
         slot = self._slot()
         self._heal(slot)
         self._note("node: SIGKILL", self._children(slot))
@@ -200,7 +200,7 @@ class Faults:
             self._stop(pid, seconds)
 
     def drain_node(self) -> None:
-        """SIGTERM a node; another one comes."""
+        """SIGTERM a node, and start another one."""
         slot = self._slot()
         self._heal(slot)
         before = self._cluster.replace_node(slot)
@@ -223,7 +223,7 @@ class Faults:
     # --- producers ---------------------------------------------------------------------------
 
     def kill_producer(self) -> None:
-        """Let a producer die amid enqueueing or while it waits; another one comes."""
+        """Make a producer die while it enqueues or waits, and start another one."""
         number = self._random.choice(list(self._cluster.producers))
         phase = self._random.choice(["enqueue", "wait"])
         order = self._cluster.folder / f"die-{number}"
@@ -234,7 +234,7 @@ class Faults:
         name = f"producer: killed while it {phase}s"
         try:
             if producer.wait(_DIE_SECONDS) != -signal.SIGALRM:
-                # It has failed of itself, which is noted elsewhere.
+                # It failed by itself; Cluster.look reports that.
                 return
         except subprocess.TimeoutExpired:
             name = "producer: killed"
@@ -244,7 +244,7 @@ class Faults:
     # --- the server --------------------------------------------------------------------------
 
     def restart_server(self) -> None:
-        """SIGKILL the server and start it with the data that it has written."""
+        """SIGKILL the server and restart it from its data."""
         server = self._cluster.server
         server.process.kill()
         server.process.wait()
@@ -265,19 +265,19 @@ class Faults:
         self._cluster.client.client_kill_filter(_type="normal", skipme=True)
 
     def flush_scripts(self) -> None:
-        """Let the server forget its scripts."""
+        """Make the server forget its scripts."""
         self._note("server: scripts forgotten")
         self._cluster.client.script_flush()
 
     def refuse_writes(self) -> None:
-        """Make the server the replica of nobody, which can be read only, for a while."""
+        """Make the server a read-only replica (of a missing master) for a while."""
         self._cluster.client.replicaof(*_NOBODY)
         time.sleep(LEASE_SECONDS * self._random.uniform(0.1, 0.8))
         self._cluster.client.replicaof("NO", "ONE")
         self._note("server: read only")
 
     def fill_server(self) -> None:
-        """Leave the server no memory for a while."""
+        """Leave the server without memory for a while."""
         self._cluster.client.config_set("maxmemory", 1)
         time.sleep(LEASE_SECONDS * self._random.uniform(0.1, 0.8))
         self._cluster.client.config_set("maxmemory", 0)

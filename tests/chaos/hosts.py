@@ -1,7 +1,7 @@
-"""Hosts with addresses of their own on this one machine: network namespaces on a bridge.
+"""Simulated hosts with their own addresses on this machine: network namespaces on a bridge.
 
-Needs Linux, root and iproute2. Each set has its own network, seen by nobody else: several runs do
-not collide, and nothing of the machine's own network is touched.
+This needs Linux, root and iproute2. Each set of hosts has a private network, so runs do not collide
+and the machine's own network stays as it is.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _NAMED = Path("/run/netns")
 
 
 class NoHostsError(Exception):
-    """There can be no hosts here, with the reason."""
+    """Hosts cannot be made here; the message gives the reason."""
 
 
 class Hosts:
     """Hosts 0, 1, ... that see each other until a cable is pulled.
 
-    The thread that enters this context moves to host 0, with all that it starts there, and comes
-    back at the end.
+    The thread that enters this context moves to host 0, and so do the processes that it starts. It
+    returns when the context ends.
 
     Args:
         count: number of hosts.
 
     Raises:
-        NoHostsError: on entering; nothing is left behind.
+        NoHostsError: on entering, if hosts cannot be made; nothing is left behind.
     """
 
     def __init__(self, count: int) -> None:
@@ -44,7 +44,7 @@ class Hosts:
 
     def __enter__(self) -> Self:
         if sys.platform != "linux" or os.geteuid() != 0:
-            raise NoHostsError("it takes root on Linux to make network namespaces")
+            raise NoHostsError("making network namespaces takes root on Linux")
         _remove_abandoned()
         try:
             self._build()
@@ -74,7 +74,7 @@ class Hosts:
             _ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "eth0", "up")
-        # Some containers may make namespaces and not run anything in them.
+        # Some containers may make namespaces but not run anything in them.
         _ip("netns", "exec", self._name(0), "true")
 
     def __exit__(self, *error: object) -> None:
@@ -101,15 +101,15 @@ class Hosts:
         return f"10.77.0.{host + 1}"
 
     def command(self, host: int) -> list[str]:
-        """Return what to put before a command line to run it on a host, with the same pid."""
+        """Return the prefix that makes a command line run on a host, with the same pid."""
         return ["ip", "netns", "exec", self._name(host)]
 
     def cut(self, host: int) -> None:
-        """Pull the cable of a host: packets vanish both ways, and no connection is told."""
+        """Pull the cable of a host: packets vanish both ways, and connections notice nothing."""
         _ip("-n", self._switch, "link", "set", f"plug{host}", "down")
 
     def heal(self, host: int) -> None:
-        """Plug the cable of a host in; does nothing if it is."""
+        """Plug the cable of a host in, if it is not already."""
         _ip("-n", self._switch, "link", "set", f"plug{host}", "up")
 
 

@@ -1,12 +1,19 @@
-"""A producer under chaos: calls of every kind until told to stop, each noted with its outcome.
+"""A producer under chaos: makes calls of every kind and notes each with its outcome.
 
-Run as `python -m tests.chaos.producer URL FOLDER NUMBER SEED`. Its journal has one line for each
-event: `sent KIND ID`, then `done ID TIME`, `lost ID TIME` or `failed ID TIME` (by name, as it may),
-`refused ID` (the server was away and the call said so), `wrong ID ...`; and of what outlives this
-process, once the server has it, `job JOB_ID` and `call CALL_ID`.
+Run as `python -m tests.chaos.producer URL FOLDER NUMBER SEED`; it ends once the file `stop` exists.
+Its journal has one line for each event:
 
-The driver may leave an order to die, `die-NUMBER`: `enqueue SECONDS` or `wait SECONDS`. It is
-obeyed that long after the next call has begun to do so.
+    sent KIND ID        a task is about to be enqueued
+    refused ID          the server was away, and the call raised
+    done ID TIME        the right result
+    wrong ID ...        a wrong result
+    lost ID TIME        WorkerLostError, which such a task may raise
+    failed ID TIME      MemoryError, which such a task may raise
+    job JOB_ID          the server has a job, which outlives this process
+    call CALL_ID        the server has a detached call, which outlives this process
+
+The driver can order the producer to die by a file `die-NUMBER` that says `enqueue SECONDS` or `wait
+SECONDS`: it dies that long after the next call begins to enqueue or to wait.
 """
 
 from __future__ import annotations
@@ -32,13 +39,13 @@ from tests.chaos.work import work
 PATIENCE = 120.0
 """Seconds after which a call counts as hung."""
 KEPT_SECONDS = 86_400
-"""What outlives a producer is kept for longer than any run takes, so that it can be audited."""
+"""Results of jobs are kept for longer than any run takes, so that they can be audited."""
 _NUMBERS = 1_000_000
-"""Tasks that one producer may have."""
+"""Most tasks of one producer."""
 _MANY = 2000
-"""Tasks of a call amid whose enqueueing there is time to die."""
+"""Number of tasks of a call that takes long enough to enqueue to die meanwhile."""
 _SURVIVES = TaskOptions(max_attempts=50, retries=50, retry_on=MemoryError, backoff=0.05)
-"""What the caller of a pool waits for survives everything."""
+"""Options with which a task survives all faults."""
 _AWAY = (RedisError, ServerFullError, ServerUnavailableError)
 _AWAY_SECONDS = 0.1
 
@@ -63,7 +70,7 @@ class Producer:
         self._queue = self._retried(lambda: Queue(url=url))
 
     def run(self) -> None:
-        """Make calls until the file `stop` is there."""
+        """Make calls until the file `stop` exists."""
         kinds = [self.map, self.imap, self.singles, self.once, self.group, self.detached]
         while not Path(self._folder, "stop").exists():
             if self._order.exists():
@@ -75,16 +82,16 @@ class Producer:
         self._pool.join()
 
     def _begin(self, phase: str) -> None:
-        """Say what this call does from now on; where it was told to die, it does so soon."""
+        """Note that a call begins to enqueue or to wait; die soon if the order names this phase."""
         if phase == self._phase:
-            # Its default effect is that of SIGKILL: no code of this process runs any more.
+            # By default SIGALRM kills like SIGKILL: no code of this process runs any more.
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
     def _note(self, *lines: str) -> None:
         os.write(self._journal, "".join(f"{line}\n" for line in lines).encode())
 
     def _tasks(self, kind: str, most: int, long: float = 0.02) -> list[Task]:
-        """Make tasks, of which a part is long enough to be hit while it runs."""
+        """Make tasks, some of them long enough to be interrupted by faults."""
         count = _MANY if self._phase == "enqueue" else self._random.randint(1, most)
         seconds = [0.3 if self._random.random() < long else 0.002 for _ in range(count)]
         if count == _MANY:
@@ -96,7 +103,7 @@ class Producer:
         return tasks
 
     def _retried(self, call: Callable[[], T]) -> T:
-        """Return what a call does, however often the server is away for it."""
+        """Repeat a call while the server is away; return its result."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -107,7 +114,7 @@ class Producer:
                 time.sleep(_AWAY_SECONDS)
 
     def _accepted(self, tasks: list[Task], call: Callable[[], T]) -> T | None:
-        """Enqueue tasks; None if the server was away, and the call said so."""
+        """Enqueue tasks by a call; return None if it raised because the server was away."""
         try:
             return call()
         except _AWAY:
@@ -123,7 +130,7 @@ class Producer:
             self._note(f"done {task_id} {time.time():.3f}")
 
     def _check_each(self, tasks: list[Task], gets: Iterator[Callable[[float], int]]) -> None:
-        """Check tasks which may fail by name, one by one."""
+        """Check tasks one by one, which may fail with WorkerLostError or MemoryError."""
         for task, get in zip(tasks, gets, strict=True):
             try:
                 self._check([task], iter([get(PATIENCE)]))
@@ -135,7 +142,7 @@ class Producer:
     # --- kinds of calls ----------------------------------------------------------------------
 
     def map(self) -> None:
-        """A map in chunks of measured or of given size."""
+        """A map in chunks of measured or given size."""
         tasks = self._tasks("pool", 300)
         chunksize = self._random.choice([None, 1, 7])
         result = self._pool.starmap_async(work, tasks, chunksize, **_SURVIVES)
@@ -143,7 +150,7 @@ class Producer:
         self._check(tasks, iter(result.get(PATIENCE)))
 
     def imap(self) -> None:
-        """An iteration over results as they come."""
+        """An iteration over results in order."""
         tasks = self._tasks("pool", 300)
         self._check(tasks, self._pool.istarmap(work, tasks, 3, **_SURVIVES))
 
@@ -154,7 +161,7 @@ class Producer:
         self._check(tasks, (result.get(PATIENCE) for result in results))
 
     def once(self) -> None:
-        """Single calls that may be lost, but not run twice."""
+        """Single calls that may be lost, but must not run twice."""
         tasks = self._tasks("once", 20, long=0.25)
         results = [self._pool.apply_async(work, task, max_attempts=1) for task in tasks]
         self._check_each(tasks, (result.get for result in results))
@@ -172,7 +179,7 @@ class Producer:
             self._check_each(tasks, (job.get for job in group))
 
     def detached(self) -> None:
-        """A call that is found again by its id."""
+        """A detached call, whose result is fetched by its id."""
         tasks = self._tasks("detached", 50)
         result = self._accepted(
             tasks,

@@ -1,4 +1,4 @@
-"""How soon after each fault things went on."""
+"""How soon work went on after each fault."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.chaos.faults import Fault
 
 
 class Recovery(NamedTuple):
-    """What was seen after all faults of one kind.
+    """Recovery times after all faults of one kind.
 
     Attributes:
         kind: name of the faults.
-        injected: how many there were.
-        outcomes: seconds from each to the next outcome at any producer, in order.
-        again: seconds from each that interrupted a task to when the task began anew, in order.
+        injected: number of the faults.
+        outcomes: seconds from each fault to the next outcome at any producer, sorted.
+        again: seconds from each fault that interrupted a task until the task began anew, sorted.
     """
 
     kind: str
@@ -30,12 +30,12 @@ class Recovery(NamedTuple):
 
 
 def recoveries(faults: Sequence[Fault], times: Sequence[float], trace: Path) -> list[Recovery]:
-    """Find out what happened after each fault, kind by kind.
+    """Measure the recovery after each fault, kind by kind.
 
     Args:
         faults: in the order in which they were injected.
         times: when outcomes arrived, in order.
-        trace: where tasks have left `TASK PID TIME` each time that they began.
+        trace: file in which tasks note `TASK PID TIME` each time they begin.
     """
     outcomes: dict[str, list[float]] = defaultdict(list)
     again: dict[str, list[float]] = defaultdict(list)
@@ -56,7 +56,7 @@ def recoveries(faults: Sequence[Fault], times: Sequence[float], trace: Path) -> 
 
 
 def _first_begun_again(faults: Sequence[Fault], trace: Path) -> dict[int, float]:
-    """Return by the number of a fault when the first task that it interrupted began anew."""
+    """Map the number of a fault to when the first task that it interrupted began anew."""
     begun: dict[int, list[tuple[float, int]]] = defaultdict(list)
     for line in trace.read_text().splitlines():
         task, process, when = line.split()
@@ -71,12 +71,12 @@ def _first_begun_again(faults: Sequence[Fault], trace: Path) -> dict[int, float]
         for (before, pid), (after, _) in itertools.pairwise(runs):
             between = [n for n in by_victim[pid] if before <= faults[n].time <= after]
             if between:
-                # Of several that hit the same process, the last is what it took.
+                # Of several faults that hit the same process, the last one interrupted the task.
                 number = between[-1]
                 found[number] = min(found.get(number, after), after)
     return found
 
 
 def half_and_worst(seconds: Sequence[float]) -> str:
-    """Return the median and the largest of some times; nothing of none."""
+    """Return the median and the largest of some times; an empty text if there are no times."""
     return f"{statistics.median(seconds):.2f} / {max(seconds):.2f}" if seconds else ""

@@ -1,4 +1,4 @@
-"""The audit and the recovery times of a chaos run find what is there to be found."""
+"""The audit of a chaos run finds every kind of problem; the recovery times are right."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_left_on_the_server_is_found(tmp_path: Path, client: Redis, url:
     (tmp_path / "ran").write_text("1 77 9.0\n")
     client.hset("rq:farpool:claims:gone", "a-1", "c x default")
     client.expire("rq:farpool:claims:gone", 60)
-    # Nobody has noted it, and no queue has it.
+    # No journal has noted this job, and no queue holds it.
     client.hset("rq:job:b-1", "status", "queued")
     found = problems(tmp_path, client, url, set())
     assert found == {"stuck claims": 1, "jobs and calls without an end": 1}

@@ -1,4 +1,4 @@
-"""Hosts see each other until a cable is pulled, and nothing is left of them."""
+"""Hosts reach each other until a cable is pulled, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def test_a_cable_is_pulled_and_plugged_in() -> None:
 
 def test_without_the_right_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    with pytest.raises(NoHostsError, match="it takes root on Linux"), Hosts(1):
+    with pytest.raises(NoHostsError, match="takes root on Linux"), Hosts(1):
         pass
     assert namespaces() == []

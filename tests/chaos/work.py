@@ -1,7 +1,7 @@
-"""The task of the chaos driver: it leaves a trace outside of Redis each time that it begins.
+"""The task of the chaos driver: it leaves a trace outside of Redis each time it begins.
 
-A line of the trace is `TASK PID TIME`. The driver may leave an order, which the next task to begin
-takes and obeys: `segfault`, `memory limit` or `out of memory`.
+A line of the trace is `TASK PID TIME`. The driver can leave an order, `segfault`, `memory limit` or
+`out of memory`, which the next task to begin takes and obeys.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def work(folder: str, task_id: int, seconds: float) -> int:
     order = Path(taken).read_text()
     _append(f"{folder}/obeyed", f"{os.getpid()} {time.time():.3f}\n")
     _obey(order)
-    raise AssertionError(f"no harm was done by {order!r}")
+    raise AssertionError(f"the order {order!r} did no harm")
 
 
 def _append(path: str, line: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        # One write that is appended whole, whoever else writes.
+        # A single write is appended whole, whatever other processes write.
         os.write(file, line.encode())
     finally:
         os.close(file)
@@ -47,7 +47,7 @@ def _obey(order: str) -> None:
     elif order == "memory limit":
         exceed_limit()
     elif order == "out of memory":
-        # As the kernel does to who has too much.
+        # As the kernel kills a process that takes too much memory.
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -223,9 +223,9 @@ def test_bad_arguments(url: str) -> None:
         "not the name of a queue" in farpool("enqueue", "a:b", "--queue", "", "--url", url).stderr
     )
     assert "not the name of a queue" in farpool("worker", "", "--url", url).stderr
-    assert "no such job" in farpool("result", "unknown", "--url", url).stderr
+    assert "there is no job unknown" in farpool("result", "unknown", "--url", url).stderr
     assert farpool("worker", "--processes", "0", "--url", url).returncode == 2
-    assert "Error: '9x' is no size" in farpool("worker", "--max-rss", "9x", "--url", url).stderr
+    assert "Error: '9x' is not a size" in farpool("worker", "--max-rss", "9x", "--url", url).stderr
 
 
 def test_arguments_of_a_call_and_options(url: str, client: Redis) -> None:
@@ -236,7 +236,7 @@ def test_arguments_of_a_call_and_options(url: str, client: Redis) -> None:
     for arguments, says in (
         (("--wiat",), "Did you mean '--wait'?"),
         (("-3h",), "No such option '-3'"),
-        (("--timeout", "3"), "--timeout goes with --wait"),
+        (("--timeout", "3"), "--timeout needs --wait"),
         (("--wait", "--timeout", "nan"), "'nan' is not a number"),
     ):
         refused = farpool("enqueue", "a:b", "4", *arguments, "--url", url)

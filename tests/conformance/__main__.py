@@ -1,4 +1,4 @@
-"""Runs CPython's Pool tests against farpool and prints what passed: `local`, `cluster` or both."""
+"""Runs CPython's Pool tests against farpool on `local` processes, a `cluster` or both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from farpool.shared.redis.connection import URL_VARIABLE
 from farpool.shared.server.embedded import EmbeddedServer
 from tests.support.nodes import NodeProcess
 
-_PRIVATE = "looks at the pool's own child processes; a cluster's workers are elsewhere"
+_PRIVATE = "inspects the pool's own child processes; on a cluster they belong to the nodes"
 NOT_ON_A_CLUSTER = {
     "WithProcessesTestPool.test_make_pool": _PRIVATE,
     "WithProcessesTestPoolWorkerLifetime.test_pool_worker_lifetime": _PRIVATE,
@@ -24,7 +24,7 @@ NOT_ON_A_CLUSTER = {
 @click.command()
 @click.argument("where", type=click.Choice(["local", "cluster", "both"]), default="both")
 def main(where: str) -> None:
-    """Run the tests on local processes, on a node of a server, or both."""
+    """Run the tests on local processes, on a cluster of one node, or both."""
     if where == "both":
         command = [sys.executable, "-m", "tests.conformance"]
         sys.exit(max(subprocess.call([*command, each]) for each in ("local", "cluster")))

@@ -1,7 +1,7 @@
-"""CPython's Pool tests, with multiprocessing.Pool being farpool's.
+"""CPython's Pool tests, with farpool's Pool in place of multiprocessing's.
 
-Nothing is copied: the tests are those of the interpreter that runs this. A module of its own, so
-that nodes can import the classes whose methods are the tasks.
+Nothing is copied: the tests come from the interpreter that runs this module. The classes stand in
+their own module so that nodes can import them: some of their methods are tasks.
 """
 
 from __future__ import annotations
@@ -42,4 +42,4 @@ class ForkServerCmdLineTest(_scripts.ForkServerCmdLineTest):
 
 
 class SpawnCmdLineTest(_scripts.SpawnCmdLineTest):
-    """The same with children that are started afresh."""
+    """The same with the start method spawn."""

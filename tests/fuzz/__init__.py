@@ -1,1 +1,1 @@
-"""A coverage-guided fuzzer of what reads bytes from Redis or a pipe: `python -m tests.fuzz`."""
+"""A coverage-guided fuzzer for all code that reads bytes from Redis or a pipe."""

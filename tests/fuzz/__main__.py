@@ -1,6 +1,6 @@
 """`python -m tests.fuzz --seconds 60 [TARGET ...]` fuzzes the targets, one after the other.
 
-Each prints its number of runs, and leaves the bytes of a failure in a file `crash-...`.
+Each target prints its number of runs. A failure leaves its input in a file `crash-...`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ from tests.fuzz.targets import TARGETS
 
 
 def main() -> int:
-    """Run the targets; returns 1 if one of them found something."""
+    """Run the targets; return 1 if one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument(
-        "targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default"
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help=f"targets to fuzz: {', '.join(TARGETS)} (default: all)",
     )
-    parser.add_argument("--seconds", type=int, default=60, help="in all")
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="time for all targets together (default: 60)"
+    )
     options = parser.parse_args()
     unknown = set(options.targets) - set(TARGETS)
     if unknown:
-        parser.error(f"there is no target {', '.join(sorted(unknown))}; see --help")
+        parser.error(f"unknown target {', '.join(sorted(unknown))}; --help lists them")
     names = options.targets or list(TARGETS)
     each = max(1, options.seconds // len(names))
     failed = []

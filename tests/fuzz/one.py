@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.one TARGET SECONDS` fuzzes one target; atheris ends the process."""
+"""`python -m tests.fuzz.one TARGET SECONDS` fuzzes one target; atheris then exits the process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import atheris
 
 
 def main(name: str, seconds: str) -> None:
-    """Fuzz a target for some seconds."""
-    # Only what is imported here is watched for what the bytes reach.
+    """Fuzz a target for a number of seconds."""
+    # Atheris measures the coverage of modules imported here, and of no others.
     with atheris.instrument_imports(include=["farpool"]):
         from tests.fuzz.targets import SEEDS, TARGETS
     with tempfile.TemporaryDirectory() as corpus:

@@ -1,6 +1,6 @@
-"""One function per parser: takes any bytes, and raises only if the parser is wrong.
+"""One function per parser: takes any bytes, and raises only if the parser has a bug.
 
-None unpickles what it is given, because pickle executes by design.
+None of them unpickles its input, because unpickling runs code by design.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from farpool.shared.redis.viewers import number
 
 
 def _pieces(data: bytes) -> Iterable[bytes]:
-    """Cut bytes in two, where the first of them says."""
+    """Cut bytes in two; the first byte says where."""
     cut = data[0] if data else 0
     return data[1 : 1 + cut], data[1 + cut :]
 
 
 def replies(data: bytes) -> None:
-    """Read what a child may have written."""
+    """Read replies, which come from a child."""
     reader = frames.ReplyReader()
     read: list[frames.Reply] = []
     with contextlib.suppress(PayloadError):
         for piece in _pieces(data):
             read.extend(reader.feed(piece))
     whole = b"".join(itertools.chain(*map(frames.encode_reply, read)))
-    # Compared as bytes, because not-a-number is unlike itself.
+    # Compare bytes, because NaN does not equal itself.
     assert data[1:].startswith(whole)
 
 
 def tasks(data: bytes) -> None:
-    """Read what a parent may have written."""
+    """Read tasks, which come from a parent."""
     reader = frames.TaskReader()
     read: list[frames.Task] = []
     with contextlib.suppress(PayloadError):
@@ -50,26 +50,26 @@ def tasks(data: bytes) -> None:
 
 
 def tag(data: bytes) -> None:
-    """Read what a producer may have added to a job."""
+    """Read the tag that a producer adds to a job."""
     found = Tag.decode(data)
     assert found == Tag() or Tag.decode(found.encode().encode()) == found
 
 
 def job(data: bytes) -> None:
-    """Read what claim.lua may return."""
+    """Read a job as claim.lua returns it."""
     fields = [part or None for part in [*data.split(b"|"), *[b""] * 6][:6]]
     claim = claim_of([b"id", b"x1", b"low", b"", fields])
     assert claim.data == fields[0]
 
 
 def claim(data: bytes) -> None:
-    """Read a claim of a node's."""
+    """Read a claim of a node."""
     found = claim_in(b"id", data)
     assert found is None or data[2:] == " ".join(found[1]).encode()
 
 
 def compressed(data: bytes) -> None:
-    """Undo the compression of a call."""
+    """Decompress a call."""
     for each in (data, b"\x78\x9c" + data):
         with contextlib.suppress(PayloadError):
             payload.decompress(each)
@@ -83,12 +83,12 @@ def record(data: bytes) -> None:
 
 
 def count(data: bytes) -> None:
-    """Read a count of a worker's record."""
+    """Read a count in a worker's record."""
     assert number(data.decode("utf-8", "replace")) >= 0
 
 
 def shapes(data: bytes) -> None:
-    """Look at what was unpickled of outcomes and calls: here, values made of the bytes."""
+    """Check the shape of unpickled outcomes and calls, here of values built from the bytes."""
     value = _value(list(data))
     pickled = pickle.dumps(value)
     with contextlib.suppress(PayloadError):
@@ -102,7 +102,7 @@ def shapes(data: bytes) -> None:
 
 
 def _value(data: list[int]) -> object:
-    """Build a value: each byte says what comes next."""
+    """Build a value; each byte says what comes next."""
     kind = data.pop(0) % 10 if data else 0
     several = data.pop(0) % 5 if data and kind > 6 else 0
     match kind:

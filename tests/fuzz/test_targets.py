@@ -1,4 +1,4 @@
-"""The fuzzer's targets pass on their seeds and on a few bytes, and notice a wrong parser."""
+"""The fuzzer's targets accept their seeds and random bytes, and notice a wrong parser."""
 
 from __future__ import annotations
 

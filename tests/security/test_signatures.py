@@ -126,7 +126,7 @@ def test_nothing_runs_that_is_not_signed(
         rq.Queue(connection=client).failed_job_registry.get_job_ids()
     )
     shown = CliRunner().invoke(cli.main, ["info", "--url", url])
-    assert "jobs refused, see: farpool refused" in shown.output
+    assert "jobs refused; see them with: farpool refused" in shown.output
     shown = CliRunner().invoke(cli.main, ["refused", "--clear", "--url", url])
     notes = [json.loads(line) for line in shown.output.splitlines()]
     assert not quarantined(client)

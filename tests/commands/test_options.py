@@ -1,11 +1,11 @@
-"""ChunkSizer as people write them on a command line."""
+"""Sizes in bytes as people write them on a command line."""
 
 from __future__ import annotations
 
 import pytest
 
 from farpool import ConfigError
-from farpool.commands import sizes
+from farpool.commands.options import parse_size
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ from farpool.commands import sizes
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert sizes.parse(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-1MB", "1,5GB", "5 apples", "500M", "iB", "1.MB"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no size; write it as 500MB"):
-        sizes.parse(text)
+def test_malformed_sizes(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a size; write it as 500MB"):
+        parse_size(text)
