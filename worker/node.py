@@ -175,7 +175,7 @@ class Node:
         now = time.monotonic()
         due = [self._beat_at - now]
         if len(self._writer):
-            due.append(self._writer.due_in(now) if self._dispatcher.sent else 0.0)
+            due.append(self._writer.due_in(now) if self._dispatcher.unanswered else 0.0)
         if self._claims.requested:
             due.append(0.0)
         if self._dispatcher.busy:
@@ -223,7 +223,7 @@ class Node:
             self._queues_empty = False
         # While results keep coming, the answers are left for the next turn and the server works
         # too; but not for longer, because a call may have to be sent again.
-        if self._backoff or not self._dispatcher.sent:
+        if self._backoff or not self._dispatcher.unanswered:
             parents = self._writer.finish()
         else:
             parents = self._writer.settle(newest=not self._writer.collecting)
@@ -241,7 +241,7 @@ class Node:
         requested = self._claims.requested
         if self._may_claim() and now >= self._claim_at:
             wanted = self._dispatcher.wanted(requested)
-            if wanted and self._memory.short and not self._dispatcher.nests:
+            if wanted and self._memory.short and not self._dispatcher.blocked:
                 self._claim_at = now + LOOK_SECONDS
             elif wanted:
                 self._claims.request(wanted, self._dispatcher.awaited())
@@ -264,7 +264,7 @@ class Node:
         self._dispatcher.add(tasks)
 
     def _keep_alive(self, now: float) -> None:
-        if now >= self._announce_at and self._dispatcher.sent:
+        if now >= self._announce_at and self._dispatcher.unanswered:
             self._announce_at = now + ANNOUNCE_SECONDS
             self._claims.announce(self._dispatcher.running())
             if self._claims.started():
@@ -350,10 +350,10 @@ class Node:
 
     def _shut_down(self) -> None:
         with contextlib.suppress(StartError):
-            if self._dispatcher.begun():
+            if self._dispatcher.wind_down():
                 # What has ended, and was not told, is not to be run again.
                 self._take_results(_LAST_WORD_SECONDS)
-        begun = self._dispatcher.begun()
+        begun = self._dispatcher.wind_down()
         for crashed, crash in self._crashes:
             if crashed.tag.once:
                 self._claims.drop(crash.task)

@@ -1,4 +1,4 @@
-"""What a `ProcessPool` tells its owner."""
+"""The events that a `ProcessPool` reports to its owner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from farpool.shared.pipe import frames
 
 
 class Replied(NamedTuple):
-    """Child `pid` sent a reply; `task` is the one it is about."""
+    """Child `pid` sent a reply about `task`."""
 
     pid: int
     task: frames.Task
@@ -18,9 +18,9 @@ class Replied(NamedTuple):
 
 @dataclass(frozen=True)
 class Lost:
-    """A child died. `running` was being executed, `unstarted` were not begun or not reported.
+    """A child died while it ran `running`; it had not begun `unstarted`, or not reported them.
 
-    `timed_out` says that it died of the hard limit of `running`.
+    `timed_out` is true if it died of the hard limit of `running`.
     """
 
     running: frames.Task | None
