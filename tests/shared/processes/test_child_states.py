@@ -85,6 +85,8 @@ class Children(RuleBasedStateMachine):
 
     def begun(self, process: Process) -> Task | None:
         """Return the task that a child has begun; if there is none, it begins one."""
+        if process.state is READY and not process.unanswered:
+            self.add(1, 0)
         if process.running() is None:
             for task in process.unanswered:
                 if process.process.marks.begin(task.token):
