@@ -67,9 +67,7 @@ class NodeConfig:
         if self.max_rss is not None and self.max_rss <= 0:
             raise ConfigError(f"max_rss must be a number of bytes above 0, not {self.max_rss}")
         if self.min_free_memory < 0:
-            raise ConfigError(
-                f"min_free_memory must be a number of bytes, not {self.min_free_memory}"
-            )
+            raise ConfigError(f"min_free_memory must be 0 or more, not {self.min_free_memory}")
         files = _FILES + _FILES_EACH * self.processes
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files > limit != resource.RLIM_INFINITY:

@@ -84,9 +84,7 @@ class MemoryGuard:
         self._check_at = 0.0
         self._short = False
         if least and available(root) is None:
-            log.warning(
-                "this system does not tell how much memory is available: min_free_memory is ignored"
-            )
+            log.warning("min_free_memory is ignored: this system does not tell its free memory")
             self._least = 0
 
     @property

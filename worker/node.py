@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 
 from farpool.shared.errors import StartError
 from farpool.shared.pickling import outcome
-from farpool.shared.processes.dispatcher import Crashed, Dispatcher, Done, Printed, TimedOut
-from farpool.shared.processes.events import Blocked, Broken
+from farpool.shared.processes.dispatcher import Dispatcher
+from farpool.shared.processes.events import Blocked, Broken, Crashed, Done, Printed, TimedOut
 from farpool.shared.records import Claim
 from farpool.shared.redis.broker import Broker, NotRegisteredError
 from farpool.shared.redis.connection import connect
@@ -49,8 +49,8 @@ _LAST_REPLIES_SECONDS = 0.05
 class _Due:
     """Monotonic times from which on the duties of the loop are due."""
 
+    maintenance: float
     announcement: float = 0.0
-    maintenance: float = 0.0
     heartbeat: float = 0.0
     recovery: float = 0.0
     claim: float = 0.0
@@ -90,24 +90,6 @@ class Node:
         """Monotonic time when draining ends."""
         self._drain_logged = False
 
-    def stop(self) -> None:
-        """Drain, as after SIGTERM; called again: give everything back at once.
-
-        May be called from any thread and from a signal handler.
-        """
-        now = time.monotonic()
-        self._stop_at = now + self.config.drain_timeout if self._stop_at is None else now
-        self._dispatcher.pool.wake()
-
-    def install_signal_handlers(self) -> None:
-        """Let SIGTERM and SIGINT call `stop`, in a process that does nothing but run this node."""
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            self.stop()
-
-        signal.signal(signal.SIGTERM, handle)
-        signal.signal(signal.SIGINT, handle)
-
     def run(self) -> None:
         """Work until stopped, or in burst mode until the queues are empty.
 
@@ -134,6 +116,24 @@ class Node:
         finally:
             self._shut_down()
 
+    def stop(self) -> None:
+        """Drain, as after SIGTERM; called again: give everything back at once.
+
+        May be called from any thread and from a signal handler.
+        """
+        now = time.monotonic()
+        self._stop_at = now + self.config.drain_timeout if self._stop_at is None else now
+        self._dispatcher.pool.wake()
+
+    def install_signal_handlers(self) -> None:
+        """Let SIGTERM and SIGINT call `stop`, in a process that does nothing but run this node."""
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            self.stop()
+
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+
     def _finished(self) -> bool:
         idle = not (self._dispatcher.busy or len(self._writer) or self._crashes)
         if self._stop_at is not None:
@@ -143,11 +143,10 @@ class Node:
     # --- children --------------------------------------------------------------------------
 
     def _poll_timeout(self) -> float:
-        """Return the seconds for which the loop may wait for children: until a duty is due.
+        """Return the seconds until a duty is due, for which the loop may wait for children.
 
-        Heartbeats always come due. Outcomes and requested claims wait for the server's answers, and
-        those are only read once children have nothing to say. During an outage nothing is due
-        before the next attempt.
+        A heartbeat always comes due. A requested claim is received at once, and outcomes wait for a
+        full batch only while more may come. During an outage all wait for the next attempt.
         """
         now = time.monotonic()
         due = [self._due.heartbeat - now]
@@ -320,9 +319,9 @@ class Node:
         self._follow_up(parents)
 
     def _make_way(self) -> None:
-        """Give back tasks that have not begun, so that the awaited ones come before them.
+        """Give back all jobs that have not begun, so that the spare child gets the awaited ones.
 
-        Those are at the heads of their queues, where the spare child finds them next.
+        Those are at the heads of their queues.
         """
         while self._claims.requested:
             self._receive()

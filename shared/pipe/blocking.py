@@ -80,22 +80,17 @@ def _add(queue: str, count: int) -> None:
 def _report() -> None:
     """Tell the parent the awaited queues, if they have changed."""
     global _told, _telling
-    # A finalizer that runs during `_tell` leaves the news to this loop: told within, it would come
-    # before what it corrects.
     if _tell is None or _telling:
+        # A finalizer interrupts `_tell`: the loop below tells its news afterwards.
         return
     _telling = True
     try:
-        while (now := _now()) != _told:
+        # A pool that outlives its task awaits queues while no task runs, and blocks the next task.
+        while (now := frozenset(+_awaited) if _running else frozenset()) != _told:
             _told = now
             _tell(now)
     finally:
         _telling = False
-
-
-def _now() -> Awaited:
-    # A pool that outlives its task awaits queues while no task runs. It blocks the next task.
-    return frozenset(+_awaited) if _running else frozenset()
 
 
 def _forget() -> None:

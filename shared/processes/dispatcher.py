@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
-from typing import NamedTuple
 
 from farpool.shared.child.main import ChildConfig
-from farpool.shared.errors import TimeoutError
 from farpool.shared.pipe import frames
 from farpool.shared.pipe.frames import Task
-from farpool.shared.processes.events import Blocked, Broken, Lost, Replied, Returned
+from farpool.shared.processes.events import Done, Result, Returned
 from farpool.shared.processes.pool import ProcessPool
 from farpool.shared.processes.process import Process
 from farpool.shared.processes.scheduler import STUCK_SECONDS, Scheduler
@@ -27,48 +25,6 @@ HARD_OVERTIME_SECONDS = 3.0
 HELD_UP_SECONDS = 0.05
 """A child without an answer for this long gets its tasks one by one."""
 _CHECK_SECONDS = 1.0
-
-
-class Done(NamedTuple):
-    """A task ended in process `pid`."""
-
-    task: Task
-    reply: frames.Reply
-    pid: int
-
-
-class Crashed(NamedTuple):
-    """The process that ran the task died of it; `reason` says how."""
-
-    task: Task
-    pid: int
-    reason: str
-
-
-class TimedOut(NamedTuple):
-    """The process was ended because its task ran longer than its hard limit."""
-
-    task: Task
-    pid: int
-
-    def error(self, host: str = "") -> TimeoutError:
-        """Return the error of the task."""
-        where = f"host {host}, pid {self.pid}" if host else f"pid {self.pid}"
-        return TimeoutError(
-            f"the task ran longer than its timeout of {self.task.timeout:g} s, and its process "
-            f"was ended: {where}"
-        )
-
-
-class Printed(NamedTuple):
-    """A task whose output is forwarded printed whole lines."""
-
-    task: Task
-    pid: int
-    text: str
-
-
-Result = Done | Crashed | TimedOut | Printed | Blocked | Broken
 
 
 class Dispatcher:
@@ -124,23 +80,12 @@ class Dispatcher:
         self._assign()
         results: list[Result] = []
         for event in self.pool.poll(self._poll_timeout(timeout)):
-            match event:
-                case Replied(pid, task, reply) if reply.kind == frames.OUTPUT:
-                    text = reply.text.decode("utf-8", "replace")
-                    results.append(Printed(task, pid, text))
-                case Replied(pid, task, reply):
-                    self.scheduler.learn(task.label, reply.seconds)
-                    results.append(Done(task, reply, pid))
-                case Lost(running, unstarted, pid, reason, timed_out):
-                    self.scheduler.put_back(unstarted)
-                    if running is not None and timed_out:
-                        results.append(TimedOut(running, pid))
-                    elif running is not None:
-                        results.append(Crashed(running, pid, reason))
-                case Returned(tasks):
-                    self.scheduler.put_back(tasks)
-                case Blocked() | Broken():
-                    results.append(event)
+            if isinstance(event, Returned):
+                self.scheduler.put_back(event.tasks)
+                continue
+            if isinstance(event, Done):
+                self.scheduler.learn(event.task.label, event.reply.seconds)
+            results.append(event)
         self._request_held_replies()
         self._rebalance()
         self._kill_overdue()

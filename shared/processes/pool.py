@@ -24,7 +24,16 @@ from farpool.shared.child import preload
 from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.marks import Marks
-from farpool.shared.processes.events import Blocked, Broken, Event, Lost, Replied, Returned
+from farpool.shared.processes.events import (
+    Blocked,
+    Broken,
+    Crashed,
+    Done,
+    Event,
+    Printed,
+    Returned,
+    TimedOut,
+)
 from farpool.shared.processes.process import Process, Reaper, describe_exit
 from farpool.shared.processes.states import BLOCKED, KILLED, LEAVING, READY, STARTING, Cause
 from farpool.shared.processes.wakeup import Wakeup
@@ -204,10 +213,8 @@ class ProcessPool:
                     yield from self._replied(process, reply)
                     if process.state is LEAVING:
                         return
-            except PayloadError as error:
-                log.error(
-                    "process %d is killed: garbage came through its pipe (%s)", process.pid, error
-                )
+            except PayloadError:
+                log.error("process %d is killed: garbage came through its pipe", process.pid)
                 cause, data = Cause.GARBLED, b""
             if not data:
                 yield from self._lost(process, cause)
@@ -234,7 +241,7 @@ class ProcessPool:
         elif kind == frames.OUTPUT:
             running = next((t for t in process.unanswered if t.token == reply.token), None)
             if running is not None:
-                yield Replied(process.pid, running, reply)
+                yield Printed(running, process.pid, reply.text.decode("utf-8", "replace"))
         elif kind in (frames.BLOCKED, frames.RESUMED):
             queues = reply.body.decode("utf-8", "replace").split("\n")
             yield from self._waits(process, frozenset(queues if kind == frames.BLOCKED else ()))
@@ -252,7 +259,7 @@ class ProcessPool:
                 yield Returned([task])
             else:
                 process.done += 1
-                yield Replied(process.pid, task, reply.checked())
+                yield Done(task, reply.checked(), process.pid)
 
     def _waits(self, process: Process, queues: blocking.Awaited) -> Iterator[Event]:
         """Note that a child's task waits for tasks of `queues`, or no longer for any.
@@ -288,11 +295,11 @@ class ProcessPool:
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
         charged = process.charged()
-        unstarted = [task for task in process.unanswered if task not in charged]
-        for task in charged[1:]:
-            yield Lost(task, [], process.pid, reason, False)
-        first = next(iter(charged), None)
-        yield Lost(first, unstarted, process.pid, reason, process.timed_out())
+        yield Returned([task for task in process.unanswered if task not in charged])
+        if charged and process.timed_out():
+            yield TimedOut(charged.pop(0), process.pid)
+        for task in charged:
+            yield Crashed(task, process.pid, reason)
         if not started:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:

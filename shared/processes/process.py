@@ -117,11 +117,8 @@ class Process:
     def holds_replies(self) -> bool:
         """Whether it has run tasks whose replies it keeps, and was not asked for them."""
         cursor = self.marks.cursor
-        return (
-            bool(self.unanswered)
-            and self.unanswered[0].token < cursor
-            and self._flush_requested != cursor
-        )
+        held = bool(self.unanswered) and self.unanswered[0].token < cursor
+        return held and self._flush_requested != cursor
 
     def request_flush(self) -> None:
         """Ask it to send the replies that it keeps."""

@@ -48,9 +48,7 @@ def check_socket_is_free(path: Path) -> None:
             probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             if path.exists() and not path.is_socket():
-                raise ConfigError(
-                    f"the socket's path is taken by another kind of file: {path}"
-                ) from None
+                raise ConfigError(f"the socket's path is that of another file: {path}") from None
         except OSError as error:
             raise ConfigError(f"cannot use the socket's path {path}: {error.strerror}") from None
         else:

@@ -168,19 +168,19 @@ class SignedJob(Job):
             # The bytes just written: a second pickle may differ, or fail.
             written: bytes = cast(Guarded, self.serializer).written
             body = outcome.NONE if self._result is None else outcome.RESULT + written
-            self._sign_result(pipeline, self._signer.sign_outcome(self.id, body))
+            self._sign_result(pipeline, self._signer.sign(b"sealed", self.id, body))
 
     def _handle_failure(self, exc_string: str, pipeline: Any, *args: Any, **kwargs: Any) -> None:
         super()._handle_failure(exc_string, pipeline, *args, **kwargs)
         if self._signer is not None:
             record = base64.b64encode(zlib.compress(exc_string.encode()))
-            self._sign_result(pipeline, self._signer.sign_failure(self.id, record))
+            self._sign_result(pipeline, self._signer.sign(b"failure", self.id, record))
 
     def _sign_retry(self, retry: Retry) -> None:
         """Sign the record that RQ writes if this `Retry`, which the job returned, is its last."""
         if self._signer is not None:
             written = self.serializer.dumps(retry)
-            self._sign_result(self.connection, self._signer.sign_retry(self.id, written))
+            self._sign_result(self.connection, self._signer.sign(b"retry", self.id, written))
 
     def _sign_result(self, pipeline: Any, signature: bytes) -> None:
         pipeline.hset(self.key, signer.RESULT_FIELD, signature)

@@ -15,6 +15,7 @@ import hmac
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from farpool.shared.errors import ConfigError, SignatureError
 from farpool.shared.pickling import outcome
@@ -34,6 +35,8 @@ COVERED_FIELDS = (
 """Fields of a job's hash that its signature covers besides the data: farpool's tag, and the
 callbacks that RQ's code would call."""
 
+Kind = Literal[b"sealed", b"failure", b"retry"]
+"""An outcome; a traceback, encoded as in RQ's stream of results; a job's last `Retry`, pickled."""
 _SEALED = b"S"
 _SIZE = 32
 _BLOCK = 64
@@ -80,6 +83,10 @@ class Signer:
                     return True
         return False
 
+    def sign(self, kind: Kind, job_id: str, data: bytes) -> bytes:
+        """Return the signature of one kind of data of a job."""
+        return self._sign(_head(kind, job_id), data)
+
     def seal(self, name: str, data: bytes) -> bytes:
         """Return bytes with their signature under this name."""
         return b"".join((_SEALED, self._sign(_head(b"sealed", name), data), data))
@@ -121,22 +128,10 @@ class Signer:
         """Return the signature that `check_job` expects."""
         return self._sign(_job(job_id, covered), data)
 
-    def sign_failure(self, job_id: str, record: bytes) -> bytes:
-        """Return the signature of a traceback, encoded as in RQ's stream of results."""
-        return self._sign(_head(b"failure", job_id), record)
-
-    def sign_retry(self, job_id: str, written: bytes) -> bytes:
-        """Return the signature of the last `Retry` of a job, pickled."""
-        return self._sign(_head(b"retry", job_id), written)
-
     @staticmethod
     def signature_of(sealed: bytes) -> bytes:
         """Return the signature in sealed bytes."""
         return sealed[1 : 1 + _SIZE]
-
-    def sign_outcome(self, job_id: str, data: bytes) -> bytes:
-        """Return the signature that `seal` gives a job's outcome."""
-        return self._sign(_head(b"sealed", job_id), data)
 
     def check_record(
         self, job_id: str, fields: Mapping[bytes, bytes], signature: bytes | None
@@ -146,20 +141,20 @@ class Signer:
         Raises:
             SignatureError: no holder of the secret signed it.
         """
+        signed = signature is not None
         failed, returned = fields.get(b"exc_string"), fields.get(b"return_value")
         # RQ's Result reads both fields, whatever its type is.
         match fields.get(b"type"):
             case b"1" if failed is None:
-                valid = self._accepts(signature, _head(b"sealed", job_id), _outcome(returned))
+                head, data = _head(b"sealed", job_id), _outcome(returned)
             case b"5" if failed is None:
-                valid = self._accepts(signature, _head(b"retry", job_id), _decoded(returned))
+                head, data = _head(b"retry", job_id), _decoded(returned)
             case b"2" if returned is None:
-                valid = self._accepts(signature, _head(b"failure", job_id), failed or b"")
+                head, data = _head(b"failure", job_id), failed or b""
             case _:
-                valid = False
-        if not valid:
-            what = f"the result of job {job_id}"
-            raise SignatureError(refusal(what, signed=signature is not None))
+                head, data, signature = b"", b"", None
+        if not self._accepts(signature, head, data):
+            raise SignatureError(refusal(f"the result of job {job_id}", signed=signed))
 
 
 def _outcome(value: bytes | None) -> bytes:

@@ -19,7 +19,8 @@ from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import frames
 from farpool.shared.pipe.frames import Task
 from farpool.shared.processes import pool
-from farpool.shared.processes.dispatcher import Crashed, Dispatcher, Done, TimedOut
+from farpool.shared.processes.dispatcher import Dispatcher
+from farpool.shared.processes.events import Crashed, Done, TimedOut
 from farpool.shared.processes.process import Process
 from farpool.shared.processes.states import (
     BLOCKED,

@@ -30,15 +30,16 @@ from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.frames import Task
 from farpool.shared.pipe.marks import Marks
-from farpool.shared.processes.dispatcher import (
+from farpool.shared.processes.dispatcher import Dispatcher
+from farpool.shared.processes.events import (
+    Blocked,
+    Broken,
     Crashed,
-    Dispatcher,
     Done,
     Printed,
     Result,
     TimedOut,
 )
-from farpool.shared.processes.events import Blocked, Broken
 from farpool.shared.processes.process import Process
 from farpool.shared.processes.states import READY, Cause
 from tests.support import tasks

@@ -61,8 +61,8 @@ def test_things_of_different_kinds_have_different_signatures(name: str, data: by
     made = (
         OURS.sign_covered(name, job, data),
         OURS.sign_covered(name, called, data),
-        OURS.sign_outcome(name, data),
-        OURS.sign_failure(name, data),
+        OURS.sign(b"sealed", name, data),
+        OURS.sign(b"failure", name, data),
     )
     assert len(set(made)) == len(made)
 
