@@ -24,7 +24,7 @@ def default_name() -> str:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """What a node is started with.
+    """The settings of a node.
 
     Attributes:
         url: the server.

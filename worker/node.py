@@ -227,7 +227,7 @@ class Node:
             self._back_off(error)
 
     def _announce(self, now: float) -> None:
-        """Mark jobs as started that have run for a while, and give back what waits behind them."""
+        """Mark long-running jobs as started, and give back those that wait behind them."""
         if now >= self._due.announcement and self._dispatcher.unanswered:
             self._due.announcement = now + ANNOUNCE_SECONDS
             self._claims.announce(self._dispatcher.running())
@@ -242,11 +242,11 @@ class Node:
             self._dispatcher.add([self._claims.housekeeping("maintain", list(self.config.queues))])
 
     def _heartbeat(self, now: float) -> None:
-        """Renew the lease, and do what the answer asks for.
+        """Renew the lease, and follow the server's answer.
 
         It is due three times per lease, every second while started jobs run, and at once when the
         node becomes busy. After lost answers it shows the server the new fence, so that `reconcile`
-        can trust what it reads next.
+        can trust the claims that it reads next.
         """
         if now < self._due.heartbeat and (self._busy_told or not self._dispatcher.busy):
             return
@@ -299,8 +299,7 @@ class Node:
         """Charge crashes to their jobs, and send outcomes.
 
         While results keep coming, the server's answers are left for the next turn, so that both
-        work at the same time. They are read in the next turn at the latest, because a call may
-        have to be sent again.
+        work at the same time. No later than that, because a call may have to be sent again.
         """
         if self._crashes:
             exhausted = self._claims.give_back_crashed([claim for claim, _ in self._crashes])

@@ -79,7 +79,7 @@ def _import(name: str) -> Callable[..., Any]:
         try:
             found = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # Only for this module: one that exists may lack one of its own imports, and says so.
+            # A module that exists, but lacks one of its own imports, raises its own error.
             if error.name and (module_name + ".").startswith(error.name + "."):
                 continue
             raise

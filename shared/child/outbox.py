@@ -26,7 +26,7 @@ _HANDLED = [
 
 
 class Outbox:
-    """Collects frames while tasks are short, and sends them when asked to at the latest.
+    """Collects frames while tasks are short, and sends them when the parent asks for them.
 
     It is safe for threads of a task, and for finalizers and signal handlers that interrupt it. A
     process that a task forks must call `mute`.

@@ -99,7 +99,7 @@ def loads_call(data: bytes) -> Any:
     try:
         return pickle.loads(data)
     except (ModuleNotFoundError, AttributeError) as error:
-        hint = "what it refers to must be importable there"
+        hint = "its definitions must be importable there"
         if "__mp_main__" in str(error):
             hint = "processes import the program, so define it above 'if __name__ == ...'"
         raise FunctionNotFoundError(

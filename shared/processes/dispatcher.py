@@ -32,7 +32,7 @@ class Dispatcher:
 
     Args:
         size: number of child processes.
-        config: what each is started with.
+        config: their settings.
         context: a multiprocessing context; the forkserver by default.
     """
 
@@ -106,11 +106,10 @@ class Dispatcher:
                 self.pool.send(process, bundle)
 
     def _poll_timeout(self, timeout: float | None) -> float | None:
-        """Shorten `timeout` to the time when silent children have to be looked at.
+        """Shorten `timeout`, so that silent children are looked at in time.
 
-        Soon, where one may have to share its tasks with an idle child, or holds replies back
-        because the task behind them turned out to be long. Every second, where a hard limit or a
-        spare child may come to its end.
+        In 10 ms, if one may have to share its tasks with an idle child, or holds back replies
+        because the next task is long. In a second, if a hard limit or a spare child may expire.
         """
         recent = time.monotonic() - 2 * STUCK_SECONDS
         processes = self.pool.processes

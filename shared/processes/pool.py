@@ -60,7 +60,7 @@ class ProcessPool:
 
     Args:
         size: number of children.
-        config: what each child is started with.
+        config: their settings.
         context: a multiprocessing context; the forkserver by default.
 
     Attributes:
@@ -159,7 +159,7 @@ class ProcessPool:
             self._selector.modify(process, events, process)
 
     def poll(self, timeout: float | None) -> list[Event]:
-        """Wait for children for up to `timeout` seconds; returns what happened.
+        """Wait for children for up to `timeout` seconds; returns their events.
 
         If it raises, the next call returns the events that it had seen.
         """

@@ -101,11 +101,10 @@ class Process:
         return next((task for task in self.unanswered if task.token == cursor), None)
 
     def charged(self) -> list[frames.Task]:
-        """Return the unanswered tasks that its death is charged to: the one that it runs.
+        """Return the unanswered tasks that pay for its death with an attempt: the running one.
 
-        Garbage may have swallowed replies, so nobody knows which of the tasks that it began it
-        has run. The first is charged, lest it be put back for ever, and each one that may run
-        only once.
+        After garbage, replies may be missing, and any task that it began may have ended. The first
+        one pays, because it could be put back for ever otherwise, and each that may run only once.
         """
         if self.ended_by is not Cause.GARBLED:
             running = self.running()

@@ -47,7 +47,7 @@ TRANSITIONS: dict[State, dict[Cause, State]] = {
         Cause.WAITS: BLOCKED, Cause.RETIRED: LEAVING, Cause.SPARE: LEAVING, **_KILLS, **_ENDS,
     },
     BLOCKED: {Cause.RESUMED: READY, **_KILLS, **_ENDS},
-    # What it sent before the signal came is still read.
+    # Its parent still reads the replies from before the signal.
     KILLED: {Cause.RETIRED: LEAVING, **_ENDS},
     LEAVING: {Cause.EXITED: ENDED},
     ENDED: {},

@@ -26,6 +26,6 @@ class Wakeup:
                 pass
 
     def close(self) -> None:
-        """Close both ends; `wake` does nothing any more."""
+        """Close both ends; `wake` does nothing from now on."""
         self.sock.close()
         self._write.close()

@@ -169,7 +169,7 @@ def _decoded(value: bytes | None) -> bytes:
 
 
 def refusal(what: str, *, signed: bool) -> str:
-    """Return the message that says why something is refused, and what to do."""
+    """Return the message for refused data: the reason, and the remedy."""
     why = "was signed with another secret, or altered" if signed else "is not signed"
     return (
         f"{what} {why}: it is refused; give whoever wrote it the same secret "
