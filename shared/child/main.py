@@ -124,9 +124,7 @@ class Child:
 
     def _run(self, task: frames.Task) -> None:
         if task.flags & frames.FORWARD_OUTPUT:
-            self._capture.start(
-                lambda text: self._reply(frames.OUTPUT, task.token, text=_encoded(text))
-            )
+            self._capture.start(lambda text: self._output(task.token, text))
         if task.flags & frames.HARD_LIMIT:
             # The limit may end this process, and must not take earlier replies with it.
             self._flush()
@@ -145,7 +143,7 @@ class Child:
         blocking.running(False)
         self._capture.stop()
         self._done += 1
-        self._reply(kind, task.token, started, seconds, body, _encoded(text))
+        self._reply(kind, task.token, started, seconds, body, text.encode("utf-8", "replace"))
         if task.flags & frames.ONCE:
             self._flush()
 
@@ -176,6 +174,9 @@ class Child:
             return frames.FAILED, body, text
         return (frames.OK_NONE if value is None else frames.OK), body, ""
 
+    def _output(self, token: int, text: str) -> None:
+        self._reply(frames.OUTPUT, token, text=text.encode("utf-8", "replace"))
+
     def _report_wait(self, awaited: blocking.Awaited) -> None:
         kind = frames.BLOCKED if awaited else frames.RESUMED
         self._reply(kind, self._marks.cursor, body="\n".join(awaited).encode())
@@ -201,10 +202,6 @@ class Child:
             sys.stdout.flush()
             sys.stderr.flush()
         self._outbox.flush()
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
 
 
 def _user_frames(error: BaseException) -> Any:

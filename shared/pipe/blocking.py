@@ -80,17 +80,17 @@ def _add(queue: str, count: int) -> None:
 def _report() -> None:
     """Tell the parent the awaited queues, if they have changed."""
     global _told, _telling
-    if _tell is None or _telling:
-        # A finalizer interrupts `_tell`: the loop below tells its news afterwards.
-        return
-    _telling = True
-    try:
-        # A pool that outlives its task awaits queues while no task runs, and blocks the next task.
-        while (now := frozenset(+_awaited) if _running else frozenset()) != _told:
-            _told = now
+    # A finalizer may interrupt `_tell`: the loop tells its news afterwards, in their order. A pool
+    # that outlives its task awaits queues while no task runs, and blocks the next task.
+    while _tell is not None and not _telling:
+        now = frozenset(+_awaited) if _running else frozenset()
+        if now == _told:
+            return
+        _told, _telling = now, True
+        try:
             _tell(now)
-    finally:
-        _telling = False
+        finally:
+            _telling = False
 
 
 def _forget() -> None:

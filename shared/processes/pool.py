@@ -207,7 +207,7 @@ class ProcessPool:
                 if isinstance(error, BlockingIOError) and not exited:
                     return
                 data = b""
-            cause = Cause.DIED
+            garbled = False
             try:
                 for reply in process.reader.feed(data):
                     yield from self._replied(process, reply)
@@ -215,9 +215,9 @@ class ProcessPool:
                         return
             except PayloadError:
                 log.error("process %d is killed: garbage came through its pipe", process.pid)
-                cause, data = Cause.GARBLED, b""
+                garbled, data = True, b""
             if not data:
-                yield from self._lost(process, cause)
+                yield from self._lost(process, Cause.GARBLED if garbled else Cause.DIED)
                 return
             if len(data) < _READ_BYTES and not exited:
                 return
