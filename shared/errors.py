@@ -20,11 +20,11 @@ class ServerUnavailableError(FarpoolError, ConnectionError):
 
 
 class ServerFullError(FarpoolError):
-    """The server has no memory left (its `maxmemory`) for jobs that were to be enqueued."""
+    """The server has no memory left (its `maxmemory`) for the jobs to enqueue."""
 
 
 class UnsupportedServerError(FarpoolError):
-    """What answers at the url is not a Redis or Valkey server that farpool can use."""
+    """The server at the url is not a Redis or Valkey that farpool can use."""
 
 
 class ServerBinaryNotFoundError(FarpoolError, FileNotFoundError):
@@ -36,11 +36,11 @@ class FunctionNotFoundError(FarpoolError, ImportError):
 
 
 class NoResultError(FarpoolError):
-    """A job has no result and will have none: it was canceled, stopped, deleted or has expired."""
+    """A job will never have a result: it was canceled, stopped, deleted or has expired."""
 
 
 class NotFailedError(FarpoolError, LookupError):
-    """A job is not among the failed ones; `status` is RQ's, empty if there is no such job."""
+    """A job has not failed; `status` is its status in RQ, empty if the job does not exist."""
 
     def __init__(self, job_id: str, status: str) -> None:
         super().__init__(job_id, status)
@@ -54,11 +54,11 @@ class NotFailedError(FarpoolError, LookupError):
 
 
 class QueueFullError(FarpoolError, queue.Full):
-    """A queue has no room for what was to be enqueued; also a `queue.Full`.
+    """A queue has no room for more jobs; also a `queue.Full`.
 
     Attributes:
         queue: name of the queue.
-        count: number of jobs that were to be enqueued.
+        count: number of jobs to enqueue.
         length: number of jobs that wait in it.
         limit: its `max_queued`.
     """
@@ -78,11 +78,11 @@ class QueueFullError(FarpoolError, queue.Full):
 
 
 class PayloadError(FarpoolError):
-    """A payload is none that farpool can read, or is too large to be sent."""
+    """A payload cannot be read, or is too large to be sent."""
 
 
 class SignatureError(FarpoolError):
-    """A job, function or result is refused: nobody with the secret has signed it."""
+    """A job, function or result is refused: no holder of the secret has signed it."""
 
 
 class TimeoutError(FarpoolError, multiprocessing.TimeoutError, builtins.TimeoutError):
@@ -112,7 +112,7 @@ class RemoteError(FarpoolError):
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
 
 
-# Errors travel in results, so they go by their public names, wherever this file stands.
+# Errors travel in results, so their pickles refer to the public names.
 for _name, _class in list(globals().items()):
     if isinstance(_class, type) and issubclass(_class, FarpoolError):
         _class.__module__ = "farpool"

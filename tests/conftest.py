@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from redis import Redis
 
 from farpool.shared.redis.connection import URL_VARIABLE, connect
@@ -19,6 +20,10 @@ from farpool.shared.signing.signer import FILE_VARIABLE, SECRET_VARIABLE
 from tests.support.leaks import leaked_keys
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
+
+# An example may take long on a busy machine.
+settings.register_profile("farpool", deadline=None)
+settings.load_profile("farpool")
 
 
 @pytest.fixture(scope="session")

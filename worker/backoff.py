@@ -1,4 +1,4 @@
-"""What a node does while the server does not answer: it says so once, and tries again."""
+"""How long a node waits before it tries a server again that does not answer."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ _MAX_BACKOFF = 1.0
 
 
 class Backoff:
-    """Says when to try again. Unlike a producer's it never sleeps: children go on meanwhile.
+    """Says when to try again, and logs an outage once. It never sleeps: children go on.
 
     Args:
-        lease: seconds that other nodes wait for a sign of life. Where only some calls fail, as on a
-            full server, several attempts have to fit into it.
+        lease: the node's lease in seconds. Several attempts have to fit into it, because only some
+            calls may fail, as on a full server.
     """
 
     def __init__(self, lease: float) -> None:
         self._longest = min(_MAX_BACKOFF, lease / 3)
         self.since = 0.0
-        """The monotonic time at which the latest trouble began."""
+        """Monotonic time when the latest outage began."""
         self.retry_at = 0.0
-        """The monotonic time before which the server is left alone."""
+        """Monotonic time of the next attempt."""
         self._pause = 0.0
-        self._trouble = ""
+        self._message = ""
 
     def __bool__(self) -> bool:
-        """Whether the server has not answered since the latest trouble."""
+        """Whether the server has not answered since the latest error."""
         return self._pause > 0.0
 
     def note(self, error: Exception) -> None:
         """Back off after an error of the server or the network.
 
         Raises:
-            ResponseError: it is none that passes: the server's user lacks a right.
+            ResponseError: it does not pass by itself: the server's user lacks a right.
         """
         if is_refusal(error):
             raise error
         now = time.monotonic()
         if not self:
             self.since = now
-        if not self or str(error) != self._trouble:
+        if not self or str(error) != self._message:
             log.warning("trouble with the server, trying again: %s", error)
-        self._trouble = str(error)
+        self._message = str(error)
         self._pause = min(self._longest, max(_FIRST_BACKOFF, self._pause * 2))
         self.retry_at = now + self._pause
 
     def end(self) -> None:
-        """Note that the server does what it is asked for."""
+        """Note that the server answers."""
         if self:
             self._pause = 0.0
             log.warning("the server answers again")

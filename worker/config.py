@@ -1,4 +1,4 @@
-"""What a node is started with."""
+"""The settings of a node."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from farpool.shared.defaults import LEASE_SECONDS, MAX_ATTEMPTS
 from farpool.shared.errors import ConfigError
 
 _FILES, _FILES_EACH = 16, 3
-"""Files that a node has open, and those for each child."""
+"""Open files of a node, and of each of its children in addition."""
 
 
 def default_name() -> str:
-    """Return a name for a node that no other has: the host's and a random part."""
+    """Return a unique name for a node: the host's and a random part."""
     return f"{socket.gethostname().split('.')[0]}-{uuid.uuid4().hex[:8]}"
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """What a node is started with.
+    """The settings of a node.
 
     Attributes:
         url: the server.
@@ -35,10 +35,10 @@ class NodeConfig:
         preload: modules to import before the first task.
         max_tasks: tasks after which a child is replaced; None for no limit.
         max_rss: bytes of resident memory above which a child is replaced, between tasks.
-        min_free_memory: bytes that must be available on this machine, or left to its control
-            group, for more jobs to be taken; 0 for any number.
+        min_free_memory: bytes that must be available to this machine, or to its control group,
+            before the node claims more jobs; 0 for any number.
         drain_timeout: seconds that running tasks have to finish after SIGTERM.
-        lease: seconds without a sign of life after which other nodes take over.
+        lease: seconds without a heartbeat after which other nodes recover this one's jobs.
         max_attempts: executions that may cost a process before a job fails.
     """
 
@@ -56,18 +56,18 @@ class NodeConfig:
     max_attempts: int = MAX_ATTEMPTS
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Check the settings.
 
         Raises:
-            ConfigError: a queue has no name, a size is none, or the system will not let this
-                process have that many children.
+            ConfigError: a queue's name is empty, a size is out of range, or the system does not
+                allow this process that many open files.
         """
         for name in self.queues:
             keys.check_queue(name)
         if self.max_rss is not None and self.max_rss <= 0:
             raise ConfigError(f"max_rss must be a number of bytes above 0, not {self.max_rss}")
         if self.min_free_memory < 0:
-            raise ConfigError(f"min_free_memory cannot be below 0, as {self.min_free_memory} is")
+            raise ConfigError(f"min_free_memory must be 0 or more, not {self.min_free_memory}")
         files = _FILES + _FILES_EACH * self.processes
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files > limit != resource.RLIM_INFINITY:
@@ -77,7 +77,7 @@ class NodeConfig:
             )
 
     def child(self) -> ChildConfig:
-        """Return what its children are started with."""
+        """Return the settings of its children."""
         return ChildConfig(
             max_tasks=self.max_tasks,
             max_rss=self.max_rss,

@@ -1,4 +1,4 @@
-"""Whether this machine has memory left for more tasks."""
+"""Keeps a node from claiming jobs while its machine is short of memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 _MIB = 1 << 20
 
 
 class _Files(NamedTuple):
-    """Where a version of control groups says how much memory a group may take, and takes."""
+    """The files in which a version of control groups has the memory of a group."""
 
     mount: str
     most: str
     taken: str
     cache: str
-    """Of what is taken, the field of memory.stat that the kernel drops before it runs out."""
+    """Field of memory.stat: the part of `taken` that the kernel drops before memory runs out."""
 
 
 _V1 = _Files(
@@ -32,12 +32,12 @@ _V2 = _Files("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
 
 def available(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that new tasks could take here; None where nobody says.
+    """Return the bytes of memory that new tasks could take; None if the system does not tell.
 
-    The least of what the machine has and what is left to each control group of this process.
+    The least of the machine's available memory and the rest of each control group's limit.
 
     Args:
-        root: where /proc and /sys are.
+        root: folder of /proc and /sys.
     """
     found = []
     with contextlib.suppress(OSError, KeyError):
@@ -55,10 +55,10 @@ def available(root: Path = Path("/")) -> int | None:
 def _left_to_groups(root: Path, files: _Files, path: str) -> list[int]:
     group = Path(path.lstrip("/"))
     found = []
-    # In a container, all that can be seen of its group may be the root.
+    # A container may see its own group as the root.
     for folder in (root / files.mount / each for each in (group, *group.parents)):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            # Without a limit it is no number.
+            # Not a number if there is no limit.
             most = int((folder / files.most).read_text())
             taken = int((folder / files.taken).read_text())
             found.append(most - taken + _fields(folder / "memory.stat")[files.cache])
@@ -71,28 +71,28 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 class MemoryGuard:
-    """Says when a node should take no more tasks, and logs when that changes.
+    """Tells when memory is short, and logs when that changes.
 
     Args:
-        least: bytes that must be available; 0 for any number, without a look.
+        least: bytes that must be available; 0 for any number.
         root: see `available`.
     """
 
     def __init__(self, least: int, root: Path = Path("/")) -> None:
         self._least = least
         self._root = root
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._short = False
         if least and available(root) is None:
-            log.warning("this system does not say how much memory is available; nobody minds it")
+            log.warning("min_free_memory is ignored: this system does not tell its free memory")
             self._least = 0
 
     @property
     def short(self) -> bool:
-        """Whether there was too little memory, when last looked at."""
+        """Whether memory was short when last looked at, at most a second ago."""
         now = time.monotonic()
-        if self._least and now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
+        if self._least and now >= self._check_at:
+            self._check_at = now + CHECK_SECONDS
             left = available(self._root)
             if left is not None:
                 self._see(left)
@@ -102,8 +102,8 @@ class MemoryGuard:
         before, self._short = self._short, left < self._least
         if self._short and not before:
             log.warning(
-                "only %d MiB of memory are available: no more tasks until there are %d MiB",
+                "only %d MiB of memory are available: claiming no more jobs until there are %d MiB",
                 left // _MIB, self._least // _MIB,
             )  # fmt: skip
         elif before and not self._short:
-            log.warning("%d MiB of memory are available: taking tasks again", left // _MIB)
+            log.warning("%d MiB of memory are available: claiming jobs again", left // _MIB)

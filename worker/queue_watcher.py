@@ -1,4 +1,4 @@
-"""Lets a node without work sleep until one of its queues has a job."""
+"""Wakes an idle node when one of its queues has a job."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _LATE_SECONDS = 5.0
 
 
 class QueueWatcher:
-    """Wakes the loop of a node when a queue has a job, and takes none itself.
+    """Wakes the loop of a node when a queue has a job; it claims none.
 
-    One connection per queue blocks on the server, because a blocking peek looks at one key. Its
-    answer ends the `poll` of the node's processes.
+    A blocking peek looks at one key, so one connection per queue blocks on the server. Its answer
+    ends the `poll` of the node's process pool.
 
     Args:
-        client: where to take connections from.
+        client: lends the connections.
         queues: names of the queues.
-        processes: whose `poll` watches the connections.
+        processes: the pool whose `poll` watches the connections.
     """
 
     def __init__(self, client: Redis, queues: Sequence[str], processes: ProcessPool) -> None:
@@ -41,10 +41,10 @@ class QueueWatcher:
         self._blocked: dict[str, tuple[Any, float]] = {}
         self._spoiled: set[str] = set()
         self.found = False
-        """Whether a queue has had a job, or the server went away, since `arm`."""
+        """Whether a queue has had a job, or the server has failed, since `arm`."""
 
     def arm(self) -> None:
-        """From now on, wake the loop once there is a job."""
+        """Wake the loop once a queue has a job."""
         self.found = False
         for queue in self._queues:
             if queue not in self._blocked and queue not in self._spoiled:
@@ -55,13 +55,13 @@ class QueueWatcher:
         connection: Any = None
         try:
             connection = self._connections.get_connection()
-            # Moving the head onto itself is a blocking peek: all who wait are woken, none owns it.
+            # Moving the head onto itself is a blocking peek: it wakes every node and gives to none.
             connection.send_command("BLMOVE", key, key, "LEFT", "LEFT", BLOCK_SECONDS)
         except (RedisError, OSError):
-            # The owner meets the same outage on its own connection, and deals with it.
+            # The node meets the same outage on its own connection, and backs off there.
             self.found = True
             if connection is not None:
-                self._let_go(connection)
+                self._discard(connection)
         else:
             self._blocked[queue] = connection, time.monotonic()
             self._processes.watch(connection._sock, partial(self._answered, queue))
@@ -74,13 +74,13 @@ class QueueWatcher:
         except ResponseError as error:
             self._connections.release(connection)
             if is_refusal(error):
-                # The owner does not meet this one: nothing else moves within a queue.
+                # The node never meets this one: no other call moves jobs within a queue.
                 raise
-            self._refused(queue, error)
+            self._failed(queue, error)
             return
         except (RedisError, OSError):
             self.found = True
-            self._let_go(connection)
+            self._discard(connection)
             return
         self._connections.release(connection)
         if job is None:
@@ -88,22 +88,25 @@ class QueueWatcher:
         else:
             self.found = True
 
-    def _refused(self, queue: str, error: ResponseError) -> None:
+    def _failed(self, queue: str, error: ResponseError) -> None:
         if of_another_type(error):
-            # Looked at again with every sign of life, not at once.
-            log.error("nothing is taken from the queue %r, whose key is no list", queue)
+            # Looked at again with the next heartbeat, not at once.
+            log.error(
+                "cannot claim from the queue %r: its key is not a list; rename or delete that key",
+                queue,
+            )
             self._spoiled.add(queue)
         else:
             self.found = True
 
-    def _let_go(self, connection: Any) -> None:
+    def _discard(self, connection: Any) -> None:
         connection.disconnect()
         self._connections.release(connection)
 
     def check(self) -> None:
-        """Give up connections on which the server should have answered long ago.
+        """Give up connections that the server has not answered for too long.
 
-        Queues that were no lists are looked at again.
+        Queues whose keys were not lists are looked at again.
         """
         if self._spoiled:
             self._spoiled.clear()
@@ -113,9 +116,9 @@ class QueueWatcher:
             self.reset()
 
     def reset(self) -> None:
-        """Wait for nothing any more."""
+        """Give up all connections, and let the node look for jobs itself."""
         self.found = True
         for connection, _ in self._blocked.values():
             self._processes.unwatch(connection._sock)
-            self._let_go(connection)
+            self._discard(connection)
         self._blocked.clear()

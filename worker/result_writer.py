@@ -15,7 +15,7 @@ from redis.exceptions import OutOfMemoryError
 from farpool.shared.defaults import MAX_PAYLOAD
 from farpool.shared.errors import PayloadError, SignatureError, WorkerLostError
 from farpool.shared.pickling import outcome, payload
-from farpool.shared.processes.dispatcher import Crashed, Done, Printed, TimedOut
+from farpool.shared.processes.events import Crashed, Done, Printed, TimedOut
 from farpool.shared.records import Claim, Completion
 from farpool.shared.redis.broker import Broker, Completed
 from farpool.shared.redis.script import PendingReply

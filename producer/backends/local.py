@@ -22,8 +22,8 @@ from farpool.shared.errors import FarpoolError, StartError, WorkerLostError
 from farpool.shared.pickling import outcome
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.frames import Task
-from farpool.shared.processes.dispatcher import Crashed, Dispatcher, Done, TimedOut
-from farpool.shared.processes.events import Broken
+from farpool.shared.processes.dispatcher import Dispatcher
+from farpool.shared.processes.events import Broken, Crashed, Done, TimedOut
 from farpool.shared.records import Reference
 
 _FRESH = 0, MAX_ATTEMPTS

@@ -1,4 +1,4 @@
-"""Catches what a task prints, so that it can be shown to the caller on another machine."""
+"""Captures the output of a task, so that its caller on another machine can see it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TextIO, cast
 
 
 class _Stream:
-    """Stands in for sys.stdout or sys.stderr; passes on to `original` unless there is a sink."""
+    """Stands in for sys.stdout or sys.stderr; writes to its sink, or to `original` without one."""
 
     def __init__(self, original: TextIO) -> None:
         self._original = original
@@ -31,7 +31,7 @@ class _Stream:
         return self.sink is None and self._original.isatty()
 
     def close(self) -> None:
-        # Other tasks of this process go on printing.
+        # Other tasks of this process still print.
         self.flush()
 
     def __enter__(self) -> _Stream:
@@ -60,28 +60,28 @@ class Capture:
         sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
 
     def start(self, sink: Callable[[str], None]) -> None:
-        """Send whole lines to `sink` from now on, instead of to the terminal."""
+        """Send whole lines to `sink`, in place of the terminal."""
         self._sink = sink
         for stream in self._streams:
             stream.sink = self._write
 
     def _write(self, text: str) -> None:
-        # Not held while the lines are sent: whoever sends them may wait for who prints.
+        # Released before the lines are sent: the sink may wait for a thread that prints.
         with self._lock:
             lines, newline, self._pending = (self._pending + text).rpartition("\n")
         sink = self._sink
         if newline and sink is not None:
             sink(lines + newline)
 
-    def let_go(self) -> None:
-        """Go back to the terminal, and forget what is left: in a fork of the process."""
+    def detach(self) -> None:
+        """In a fork of the process: go back to the terminal, and drop an unfinished line."""
         self._lock = threading.RLock()
         for stream in self._streams:
             stream.sink = None
         self._sink, self._pending = None, ""
 
     def stop(self) -> None:
-        """Send what is left, if any, and go back to the terminal."""
+        """Send an unfinished line, if any, and go back to the terminal."""
         if self._sink is None:
             return
         for stream in self._streams:

@@ -19,18 +19,18 @@ Kind = Literal["map", "star", "call"]
 RUN = "farpool.wire.run_chunk"
 """The fixed name of `run`."""
 Setup = tuple[str, bytes | Reference]
-"""A pool's id, and its pickled (initializer, initargs) or where that is kept."""
+"""A pool's id, and its pickled (initializer, initargs) or the place where they are stored."""
 Results = tuple[list[Any], dict[int, bytes], float]
-"""Values in the order of the items, error outcomes by index, and the seconds that it took."""
+"""Values in the order of the items, error outcomes by index, and the run time in seconds."""
 
 
 class ChunkCodec:
     """Encodes chunks of calls of one function as RQ job data.
 
     Args:
-        function: what to call.
+        function: called for each item.
         kind: how items become arguments.
-        setup: what to run first in each process; or None.
+        setup: the pool's initializer, called first in each process; None without one.
         main_by_value, namespace: see `payload.dumps`.
 
     Raises:
@@ -47,7 +47,7 @@ class ChunkCodec:
     ) -> None:
         self._dumps = partial(payload.dumps, main_by_value=main_by_value, namespace=namespace)
         self.function: bytes | Reference = self._dumps(function)
-        """The pickled function, which each chunk carries, or where it is kept for all of them."""
+        """The pickled function, in each chunk, or the place where it is stored for all of them."""
         self._kind = kind
         self._setup = setup
         self._main_by_value = main_by_value
@@ -62,7 +62,8 @@ class ChunkCodec:
         return self._dumps((RUN, None, arguments, {}))
 
 
-_set_up: set[str] = set()
+_initialized: set[str] = set()
+"""Ids of the pools whose initializers have run in this process."""
 
 
 def run(
@@ -72,19 +73,19 @@ def run(
     main_by_value: bool,
     items: Sequence[Any],
 ) -> Results:
-    """Call the function for each item, in a child process; one item's failure stops no other.
+    """Call the function for each item, in a child process; other items go on after a failure.
 
     Raises:
         Exception: the function cannot be loaded here, or the initializer failed.
     """
-    if setup is not None and setup[0] not in _set_up:
-        stored = setup[1]
-        initializer, arguments = payload.loads(
-            stored if isinstance(stored, bytes) else functions.read(stored)
+    if setup is not None and setup[0] not in _initialized:
+        pool, call = setup
+        initializer, initargs = payload.loads(
+            call if isinstance(call, bytes) else functions.read(call)
         )
-        initializer(*arguments)
-        _set_up.add(setup[0])
-    call = _unpacked(function, kind) if isinstance(function, bytes) else _fetched(function, kind)
+        initializer(*initargs)
+        _initialized.add(pool)
+    caller = (_caller if isinstance(function, bytes) else _stored_caller)(function, kind)
     values: list[Any] = []
     failures: dict[int, bytes] = {}
     remaining = iter(items)
@@ -92,7 +93,7 @@ def run(
     while len(values) < len(items):
         try:
             for item in remaining:
-                values.append(call(item))
+                values.append(caller(item))
         except BaseException as error:
             if error.__traceback__ is not None:
                 error.__traceback__ = error.__traceback__.tb_next
@@ -102,7 +103,7 @@ def run(
 
 
 def salvage(results: Results, *, main_by_value: bool) -> Results:
-    """Replace the values that do not pickle by failures, so that the others are not lost."""
+    """Replace the values that do not pickle by failures, so that the others survive."""
     values, failures, seconds = results
     kept = list(values)
     for index, value in enumerate(values):
@@ -114,16 +115,18 @@ def salvage(results: Results, *, main_by_value: bool) -> Results:
 
 
 @functools.lru_cache(maxsize=128)
-def _unpacked(function: bytes, kind: Kind) -> Callable[[Any], Any]:
-    return _caller(functions.unpack(function), kind)
+def _caller(function: bytes, kind: Kind) -> Callable[[Any], Any]:
+    return _of_items(payload.loads_call(function), kind)
 
 
 @functools.lru_cache(maxsize=4)
-def _fetched(function: Reference, kind: Kind) -> Callable[[Any], Any]:
-    return _caller(functions.fetch(function), kind)
+def _stored_caller(function: Reference, kind: Kind) -> Callable[[Any], Any]:
+    # Few, because stored functions are large.
+    return _of_items(payload.loads_call(functions.read(function)), kind)
 
 
-def _caller(function: Callable[..., Any], kind: Kind) -> Callable[[Any], Any]:
+def _of_items(function: Callable[..., Any], kind: Kind) -> Callable[[Any], Any]:
+    """Make a function of items from one of arguments."""
     if inspect.iscoroutinefunction(function):
         coroutine = function
 

@@ -1,4 +1,4 @@
-"""Makes `rq.get_current_job()` work in a task, at no cost to tasks that do not ask."""
+"""Makes `rq.get_current_job()` work in a task, at no cost to tasks that do not call it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from farpool.shared.redis.connection import connect
 from farpool.shared.signing.rq_job import SignedJob
 
 _RETRIES = 60
-"""About half a minute: a task rides out a restart of the server."""
+"""Enough for half a minute, in which a server restarts."""
 
 
 @functools.cache
 def connection(url: str) -> Redis:
-    """Return this process's own connection to the server, made at the first use."""
+    """Return this process's connection to the server, made at the first call."""
     return connect(url, check=False, retries=_RETRIES)
 
 
 class CurrentJob(SignedJob):
-    """The job of the running task; reads its record only when an attribute is looked at."""
+    """The job of the running task, read from the server when an attribute is first read."""
 
     def __init__(self, job_id: str, url: str) -> None:
         self._id = job_id
@@ -39,25 +39,25 @@ class CurrentJob(SignedJob):
 
 
 def client() -> Redis:
-    """Return the connection of the running task, also of one that a stock rq worker runs.
+    """Return the running task's connection to the server, also in a stock rq worker.
 
     Raises:
-        RuntimeError: no task is running that came through a server.
+        RuntimeError: the running code is not a task of a server.
     """
     job = _current_job.get()
     if isinstance(job, CurrentJob):
         return connection(job._url)
     if job is None:
-        raise RuntimeError("no task with a server is running here")
+        raise RuntimeError("only a task of a server has a connection to it")
     return job.connection
 
 
 def enter(job_id: str, url: str | None) -> Token[Any] | None:
-    """Make job `job_id` the current one until `leave`; without a url there are no records."""
+    """Make `job_id` the current job until `leave`; does nothing without a url."""
     return None if url is None else _current_job.set(CurrentJob(job_id, url))
 
 
 def leave(token: Token[Any] | None) -> None:
-    """Undo `enter`, given what it returned."""
+    """Undo `enter`, which returned the token."""
     if token is not None:
         _current_job.reset(token)

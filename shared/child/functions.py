@@ -1,4 +1,4 @@
-"""Functions by name and by value: how a task says what to call."""
+"""Functions by name and by value, as tasks refer to them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BY_VALUE = "farpool.wire.call_by_value"
 
 
 def name_of(function: Callable[..., object]) -> str | None:
-    """Return the dotted name under which other processes can import `function`, or None.
+    """Return the dotted name under which other processes can import `function`.
 
-    None for what `__main__` defines, lambdas, closures, partials and bound methods.
+    None for a function of `__main__`, a lambda, closure, partial or bound method.
     """
     module = getattr(function, "__module__", None)
     qualname = getattr(function, "__qualname__", None)
@@ -38,30 +38,22 @@ def name_of(function: Callable[..., object]) -> str | None:
 
 
 def call(function: bytes, /, *args: Any, **kwargs: Any) -> Any:
-    """Run a function that was sent by value as `payload.dumps` wrote it."""
-    return unpack(function)(*args, **kwargs)
+    """Call a function that was sent by value, pickled by `payload.dumps`."""
+    return _loaded(function)(*args, **kwargs)
 
 
 @functools.lru_cache(maxsize=128)
-def unpack(function: bytes) -> Callable[..., Any]:
-    """Load a function from its pickle; the latest 128 are kept."""
+def _loaded(function: bytes) -> Callable[..., Any]:
     loaded: Callable[..., Any] = payload.loads_call(function)
     return loaded
 
 
-@functools.lru_cache(maxsize=4)
-def fetch(function: Reference) -> Callable[..., Any]:
-    """Load a large function from where it is kept; the latest few stay in memory."""
-    loaded: Callable[..., Any] = payload.loads_call(read(function))
-    return loaded
-
-
 def read(reference: Reference) -> bytes:
-    """Return the bytes that a call keeps once for all of its chunks; in a child, within a task.
+    """Return the bytes that a call stored once for all of its chunks; only within a task.
 
     Raises:
         PayloadError: the call has ended, and its bytes were removed.
-        SignatureError: the bytes are not those that the caller stored.
+        SignatureError: the bytes differ from those that the caller stored.
         RedisError: the server did not answer.
     """
     data: Any = None
@@ -72,11 +64,9 @@ def read(reference: Reference) -> bytes:
         case ("session", session, field, digest):
             data = current_job.client().hget(keys.session(session), field)
             if data is not None and digest and digest != signer.digest(data):
-                raise SignatureError(
-                    "the function of the call was altered on the server: it is refused"
-                )
+                raise SignatureError("the call's function was altered on the server: it is refused")
     if data is None:
-        raise PayloadError("the function of the call is kept no more, because the call has ended")
+        raise PayloadError("the call's function was removed, because the call has ended")
     return cast(bytes, data)
 
 
@@ -89,7 +79,7 @@ def _import(name: str) -> Callable[..., Any]:
         try:
             found = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # A module that exists but lacks one of its own imports is not to be hidden.
+            # A module that exists, but lacks one of its own imports, raises its own error.
             if error.name and (module_name + ".").startswith(error.name + "."):
                 continue
             raise
@@ -100,18 +90,18 @@ def _import(name: str) -> Callable[..., Any]:
         break
     where = f"host {socket.gethostname()}"
     if found is not None:
-        raise FunctionNotFoundError(f"{name!r} is no function on {where}: it is not callable")
+        raise FunctionNotFoundError(f"{name!r} is not a function on {where}: it cannot be called")
     raise FunctionNotFoundError(
         f"there is no function {name!r} on {where}; its module must be importable there"
     )
 
 
 def resolve(name: str, instance: object) -> Callable[..., Any]:
-    """Find what an RQ job names: a function, or a method of the instance sent along.
+    """Return the function that an RQ job names, or the method of the instance sent with it.
 
     Raises:
-        FunctionNotFoundError: there is no such function on this machine.
-        Exception: what importing its module raises.
+        FunctionNotFoundError: this machine lacks the function.
+        Exception: importing its module raised it.
     """
     if instance is not None:
         method: Callable[..., Any] = getattr(instance, name)

@@ -1,4 +1,4 @@
-"""What sets a child process apart from its parent: signals, process group, lifetime, timeouts."""
+"""Sets a child process apart from its parent: signals, process group, lifetime, time limits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rq.timeouts import JobTimeoutException
 
 
 def enter() -> None:
-    """Make this process a child of its own: call once, first thing.
+    """Isolate this child process; call it once, first of all.
 
-    It leads its own process group, so that a terminal's Ctrl-C passes it by and a kill takes
-    what it started along, and it dies with its parent even when busy.
+    The child leads its own process group, so that a terminal's Ctrl-C passes it by and a kill also
+    ends the processes that it started. It dies with its parent even while it is busy.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A node's forkserver has them blocked.
+    # Inherited from a node's forkserver, which blocks them.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     signal.set_wakeup_fd(-1)
     own_alarm()
@@ -32,7 +32,7 @@ def enter() -> None:
 
 
 def own_alarm() -> None:
-    """Let `set_time_limit` have SIGALRM, also after RQ's code has used it."""
+    """Handle SIGALRM for `set_time_limit`; again after RQ's code has used the signal."""
     signal.signal(signal.SIGALRM, _on_alarm)
 
 
@@ -42,8 +42,8 @@ def _die_with_parent() -> None:
         return
     sentinel = parent.sentinel
     if sys.platform == "linux":
-        # The kernel sends the signal when the parent's end of the pipe closes, so no thread of
-        # ours has to be scheduled, and a task that never releases the GIL dies as well.
+        # The kernel itself sends the signal when the parent's end of the pipe closes, so that even
+        # a task that never releases the GIL dies.
         fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
         flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
@@ -68,11 +68,11 @@ def _on_alarm(signum: int, frame: FrameType | None) -> None:
 
 
 def set_time_limit(seconds: float, *, hard: bool = False) -> None:
-    """Limit what follows, until called again with `seconds` <= 0.
+    """Limit the run time of the code that follows, until called again with `seconds` <= 0.
 
     Args:
-        seconds: after which rq's `JobTimeoutException` is raised in the main thread; or
-        hard: the kernel ends this process then, even if it never comes back from C code.
+        seconds: time until the main thread raises rq's `JobTimeoutException`.
+        hard: in its place, the kernel ends this process, even within C code.
     """
     global _limit, _hard
     if seconds > 0:

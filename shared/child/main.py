@@ -1,10 +1,10 @@
 """The main loop of a child process: read tasks from the pipe, run them, write replies.
 
     parent  --tasks-->  socket  -->  run(task)  -->  replies  --socket-->  parent
-                       cursor: the token being run (child writes)
-                       void: tokens up to it are not to be started (parent writes)
+                       cursor: the task that runs (child writes)
+                       void: tasks up to this one must not begin (parent writes)
 
-Replies are collected while tasks are short, and sent at the latest when the parent asks for them.
+Replies to short tasks are collected. The parent asks for them when it misses them.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ _READ_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class ChildConfig:
-    """What every child of a pool is started with.
+    """Settings of the children of a pool.
 
     Attributes:
         initializer: called once with `initargs` before the first task.
         max_tasks: tasks after which the child is replaced; None for no limit.
         max_rss: bytes of resident memory above which it is replaced, between tasks.
         preload: names of modules to import first.
-        main_by_value: results send what `__main__` defines by value.
-        url: the server, for tasks that look at their own job; None in a local pool.
-        node: name of the node, for job records.
-        nested: its tasks are those of a node, or of a pool inside of such a task; they may wait
-            for other tasks of that node.
+        main_by_value: pickle definitions of `__main__` in results by value.
+        url: the server, for tasks that read their own job; None in a local pool.
+        nested: its tasks may wait for other tasks of a node: they are the node's, or those of a
+            pool inside of such a task.
     """
 
     initializer: Callable[..., object] | None = None
@@ -57,7 +56,6 @@ class ChildConfig:
     preload: tuple[str, ...] = ()
     main_by_value: bool = False
     url: str | None = field(default=None, repr=False)
-    node: str = ""
     nested: bool = False
 
 
@@ -74,8 +72,8 @@ class Child:
         self._capture = Capture()
 
     def main(self) -> None:
-        """Set up, then serve tasks until the pipe closes or the task limit is reached."""
-        os.register_at_fork(after_in_child=self._capture.let_go)
+        """Start, then run tasks until the pipe closes or the child retires."""
+        os.register_at_fork(after_in_child=self._capture.detach)
         os.register_at_fork(after_in_child=self._outbox.mute)
         signal.signal(FLUSH_SIGNAL, lambda *_: self._flush())
         signal.siginterrupt(FLUSH_SIGNAL, False)
@@ -101,9 +99,10 @@ class Child:
             return b""
 
     def _start(self) -> bool:
+        """Import, initialize and report to the parent; returns whether that worked."""
         signer.keep()
         if self._config.nested:
-            blocking.serve(self._waits)
+            blocking.serve(self._report_wait)
         try:
             preload.load(self._config.preload)
             if self._config.initializer is not None:
@@ -127,7 +126,7 @@ class Child:
         if task.flags & frames.FORWARD_OUTPUT:
             self._capture.start(lambda text: self._output(task.token, text))
         if task.flags & frames.HARD_LIMIT:
-            # What has ended before is not to be lost with the process.
+            # The limit may end this process, and must not take earlier replies with it.
             self._flush()
         blocking.running(True)
         started = time.time()
@@ -149,6 +148,11 @@ class Child:
             self._flush()
 
     def _call(self, task: frames.Task) -> tuple[int, bytes, str]:
+        """Call the function of a task; returns the reply's kind, body and text.
+
+        Raises:
+            BaseException: the call raised it, or cannot be made.
+        """
         name, instance, args, kwargs = payload.call_of(task.data)
         function = resolve(name, instance)
         job = current_job.enter(task.job_id, self._config.url)
@@ -173,7 +177,7 @@ class Child:
     def _output(self, token: int, text: str) -> None:
         self._reply(frames.OUTPUT, token, text=text.encode("utf-8", "replace"))
 
-    def _waits(self, awaited: blocking.Awaited) -> None:
+    def _report_wait(self, awaited: blocking.Awaited) -> None:
         kind = frames.BLOCKED if awaited else frames.RESUMED
         self._reply(kind, self._marks.cursor, body="\n".join(awaited).encode())
         self._flush()
@@ -193,7 +197,7 @@ class Child:
             self._flush()
 
     def _flush(self) -> None:
-        # A task may have closed or replaced them.
+        # A task may have closed or replaced these.
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -201,6 +205,7 @@ class Child:
 
 
 def _user_frames(error: BaseException) -> Any:
+    """Return a traceback without the frames of this module."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
         trace = trace.tb_next
@@ -208,7 +213,7 @@ def _user_frames(error: BaseException) -> Any:
 
 
 def main(sock: socket.socket, marks: Any, config: ChildConfig) -> None:
-    """Entry point of a child process; `marks` is a shared `Marks`."""
+    """Run a child process; `marks` is a shared `Marks`."""
     isolation.enter()
     Child(sock, marks, config).main()
     sock.close()

@@ -1,4 +1,4 @@
-"""What a child says to its parent: whole frames, in order, whoever says them."""
+"""The frames from a child to its parent: whole and in order, whichever thread sends them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from farpool.shared.pipe import frames
 
 FLUSH_SECONDS = 0.001
 FLUSH_SIGNAL = signal.SIGURG
-"""What a parent asks with for frames that are held back while a task runs on. It is ignored where
-nobody handles it, and hardly used by anyone."""
+"""Asks a child for the frames that it holds back while a task runs on. Programs hardly use this
+signal, and a process without a handler ignores it."""
 _HANDLED = [
     int(signum)
     for signum in (
@@ -22,18 +22,18 @@ _HANDLED = [
         signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, FLUSH_SIGNAL,
     )
 ]  # fmt: skip
-"""Signals that tasks have handlers for; with all there are, it takes ten times as long."""
+"""The signals that tasks handle; blocking all signals would take ten times as long."""
 
 
 class Outbox:
-    """Collects frames while tasks are short, and sends them at the latest when asked to.
+    """Collects frames while tasks are short, and sends them when the parent asks for them.
 
-    Threads of a task may use it too, and so may finalizers and signal handlers while it is being
-    used. A process that a task forks is to say nothing: `mute`.
+    It is safe for threads of a task, and for finalizers and signal handlers that interrupt it. A
+    process that a task forks must call `mute`.
 
     Args:
         sock: the pipe to the parent.
-        lock: held while anything is said; one that can be taken again.
+        lock: held while frames are added or sent; reentrant.
     """
 
     def __init__(self, sock: socket.socket, lock: AbstractContextManager[object]) -> None:
@@ -45,29 +45,29 @@ class Outbox:
         self._muted = False
 
     def mute(self) -> None:
-        """Say nothing from now on."""
+        """Drop all frames from now on."""
         self._muted = True
 
     def add(self, frame: Sequence[bytes]) -> None:
-        """Take a frame, to be sent by `flush`."""
+        """Take a frame for the next `flush`."""
         if not self._muted:
             with self._lock:
                 self._parts += frame
 
     @property
     def due(self) -> bool:
-        """Whether nothing has been sent for a while."""
+        """Whether the last `flush` was `FLUSH_SECONDS` ago."""
         return time.monotonic() - self._sent >= FLUSH_SECONDS
 
     def flush(self) -> None:
-        """Send all there is; ends this process if the parent is gone."""
+        """Send all frames; ends this process if the parent is gone."""
         if self._muted or not self._parts:
             return
-        # A handler that raises would end a frame in the middle.
+        # A handler that raises would cut a frame short.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
             with self._lock:
-                # Called again from within, it leaves the rest to the call that is under way.
+                # An interrupted call sends the new frames too.
                 if not self._sending:
                     self._sending = True
                     try:
@@ -84,6 +84,5 @@ class Outbox:
                 for part in frames.joined(parts):
                     self._sock.sendall(part)
             except ConnectionError:
-                # Nobody is left to tell.
                 os._exit(1)
         self._sent = time.monotonic()

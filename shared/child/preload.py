@@ -1,8 +1,8 @@
 """Imports modules ahead of the first task.
 
-The forkserver imports this module before it forks children, and the modules named in
-`VARIABLE` with it, so that children share their memory and start fast. What fails there is
-tried again in the child, which reports the error to its parent.
+The forkserver imports this module, and with it those that `VARIABLE` names, before it forks
+children, so that these share the memory and start fast. A module that fails there is imported again
+in the child, which reports the error to its parent.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
 VARIABLE = "FARPOOL_PRELOAD"
-_OF_GROUPS = (signal.SIGINT, signal.SIGTERM)
+_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def load(names: Iterable[str]) -> None:
     """Import modules by name.
 
     Raises:
-        Exception: whatever importing one of them raises.
+        Exception: importing one of them raised it.
     """
     for name in names:
         importlib.import_module(name)
@@ -39,22 +39,22 @@ def context(modules: Sequence[str] = ()) -> Any:
 
 
 def start_server() -> None:
-    """Start the forkserver so that signals to the whole process group pass it by.
+    """Start the forkserver with the signals blocked that go to the whole process group.
 
-    Ctrl-C it would ignore by itself, but only after its imports. Children that it forks go on with
+    By itself it ignores Ctrl-C only after its imports. Its children unblock them in
     `isolation.enter`.
     """
-    # First, because it would unblock the signals when the forkserver starts it.
+    # First: started by the forkserver, it would unblock the signals.
     resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUPS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_GROUPS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
 
 
 def _forget_server() -> None:
-    """Let a forked process start a forkserver of its own; CPython would wait for its parent's.
+    """Let a forked process start its own forkserver; CPython would wait for its parent's.
 
     See https://github.com/python/cpython/blob/v3.11.7/Lib/multiprocessing/forkserver.py.
     """

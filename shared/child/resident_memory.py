@@ -1,4 +1,4 @@
-"""How much memory this process takes, and whether that is more than it may keep."""
+"""Limits the resident memory that a child keeps between tasks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import time
 
 from farpool.shared.errors import ConfigError
 
-_LOOK_SECONDS = 0.01
-"""Short tasks are not slowed by a look after each; nobody fills much memory in this time."""
+_CHECK_SECONDS = 0.01
+"""Longer than short tasks, which a check after each would slow; too short to fill much memory."""
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process has resident.
+    """Return the bytes of this process's resident memory.
 
-    Elsewhere than on Linux: the most that it ever had, because nothing else is told there without
-    a package of its own.
+    Without Linux's /proc, their maximum so far: the standard library offers nothing else there.
     """
     if sys.platform == "linux":
         with open("/proc/self/statm", "rb") as file:
@@ -27,34 +26,34 @@ def resident() -> int:
 
 
 class ResidentLimit:
-    """What a process may have resident when it goes on to its next task.
+    """The resident memory with which a process may go on to its next task.
 
     Args:
-        most: bytes; None for no limit.
+        most: bytes; None without a limit.
     """
 
     def __init__(self, most: int | None) -> None:
         self._most = most
-        self._look_at = 0.0
+        self._check_at = 0.0
 
     def exceeded(self) -> bool:
-        """Return whether this process is above it, as far as was looked at."""
+        """Return whether this process is above the limit; at most one call in 10 ms looks."""
         if self._most is None:
             return False
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._check_at:
             return False
-        self._look_at = now + _LOOK_SECONDS
+        self._check_at = now + _CHECK_SECONDS
         return resident() > self._most
 
     def check(self) -> None:
-        """Make sure that there is any room below it.
+        """Check the limit before the first task.
 
         Raises:
             ConfigError: this process is above it already.
         """
         if self._most is not None and (taken := resident()) > self._most:
             raise ConfigError(
-                f"a child process takes {taken >> 20} MiB before its first task, which is more "
-                f"than the {self._most >> 20} MiB that it may keep; allow more"
+                f"a child process takes {taken >> 20} MiB before its first task, but may keep only "
+                f"{self._most >> 20} MiB; allow more, or preload less"
             )

@@ -1,8 +1,7 @@
-"""What RQ does around a job beyond calling it, done by RQ's own code in a child process.
+"""Runs RQ's own code in a child process, for jobs that need more than a call.
 
-Retries, callbacks, repeats, webhooks, rate limits, dependents and registry maintenance all
-unpickle what users stored, which a node's parent never does; a node sends them to its children as
-calls of these functions.
+Retries, callbacks, repeats, webhooks, rate limits, dependents and registry maintenance all unpickle
+user data. A node's parent never does, so it sends its children tasks that call these functions.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ Client = TypeVar("Client")
 
 
 class Worker(SimpleWorker):
-    """Leaves its connection as it is.
+    """Keeps the timeout of its connection.
 
-    RQ's own lets the connections of its client wait 415 s for an answer, because it blocks on
-    queues. A node cut off from the server would go on waiting that long.
+    RQ's own raises it to 415 s, because it blocks on queues. A node that is cut off from the server
+    would wait that long.
     """
 
     def _set_connection(self, connection: Client) -> Client:
@@ -39,27 +38,26 @@ class Worker(SimpleWorker):
 
 
 _CLOCK_SECONDS = 30
-
-
+"""Difference between the clocks of host and server up to which RQ's registries are cleaned."""
 _ENDED = ("finished", "failed", "stopped")
 
 
 class _TakenOverError(Exception):
-    """The execution has ended, or is not this node's any more: nothing is to be recorded."""
+    """The execution has ended, or another node has taken it over: nothing must be recorded."""
 
 
 class _Worker(Worker):
-    """A stock worker that records an end once, and signs what no method of the job writes."""
+    """A stock worker that records an end only once, and signs retries."""
 
     _taken_over = False
 
     def is_live(self, job: Any, execution: Any) -> bool:
-        """Whether the execution is under way: whoever ends it takes it out of RQ's registry."""
+        """Whether the execution goes on, because RQ's registry has it until it ends."""
         key = f"{keys.PREFIX}:wip:{job.origin}"
         return self.connection.zscore(key, execution.composite_key) is not None
 
     def cleanup_execution(self, job: Any, pipeline: Any, execution: Any = None) -> None:
-        # The last that RQ does before each commit, also before one that it tries again.
+        # RQ does this last before each commit, also before one that it tries again.
         if not self.is_live(job, execution):
             self._taken_over = True
             raise _TakenOverError(job.id)
@@ -93,7 +91,7 @@ def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
     Does nothing if another node has taken the job over meanwhile.
 
     Raises:
-        FarpoolError: the job has run, but its end could not be recorded.
+        FarpoolError: the job has run, but its end was not recorded.
     """
     client = connection(url)
     job = SignedJob.fetch(job_id, connection=client)
@@ -104,21 +102,23 @@ def perform(url: str, node: str, job_id: str, execution_id: str) -> None:
         with contextlib.suppress(_TakenOverError):
             worker.perform_job(job, worker.queues[0], execution)
         if worker.is_live(job, execution):
-            # When a commit fails, RQ only logs it.
-            raise FarpoolError("the job has run, but its end was not recorded; the log has why")
+            # RQ only logs a commit that fails.
+            raise FarpoolError(
+                "the job has run, but its end was not recorded; see the log of rq.worker"
+            )
 
 
 def follow_up(url: str, node: str, job_id: str) -> None:
     """Enqueue the jobs that waited only for the ended job `job_id`, or for its rate limit's slot.
 
-    Done twice, it changes nothing more.
+    A second call changes nothing.
     """
     client = connection(url)
     with contextlib.suppress(NoSuchJobError):
         job = SignedJob.fetch(job_id, connection=client)
         with _worker(url, node, [job.origin]) as worker:
             status = job.get_status()
-            # One that was requeued meanwhile has yet to run; RQ would take it for ended.
+            # RQ would also take a job for ended that was requeued meanwhile.
             if status in _ENDED:
                 worker.queues[0].enqueue_dependents(job)
                 release_slot(job)
@@ -131,14 +131,14 @@ def maintain(url: str, node: str, queues: list[str]) -> None:
     """Clean RQ's registries, at most once per interval among all workers.
 
     Raises:
-        FarpoolError: this host's clock is off. RQ goes by it, and would fail what others run.
+        FarpoolError: this host's clock is off, so that RQ would fail jobs that run elsewhere.
     """
     seconds, _ = connection(url).time()
     off = time.time() - seconds
     if abs(off) > _CLOCK_SECONDS:
         raise FarpoolError(
-            f"the clock of this host is {off:+.0f} s off the server's, so RQ's registries are not "
-            "cleaned from here; set it"
+            f"the clock of this host is {off:+.0f} s off the server's; set it, so that RQ's "
+            "registries can be cleaned from here"
         )
     with _worker(url, node, queues) as found:
         worker: SimpleWorker = found

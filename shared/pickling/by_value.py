@@ -1,7 +1,7 @@
-"""Definitions by value: what `__main__` defines, lambdas and closures, for other processes.
+"""Pickles definitions by value: those of `__main__`, lambdas and closures, for other processes.
 
-cloudpickle does most of it. This adds what programs rely on: cached functions, slots, file names in
-tracebacks, and global variables that the functions of a program share.
+cloudpickle does most of the work. Added here: cached functions, slots, file names in tracebacks,
+and global variables that the functions of a program share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Cached: type = type(functools.cache(len))
 
 
 def by_value(obj: object, protocol: int, namespace: str) -> bytes:
-    """Pickle `obj` with what cannot be imported elsewhere; see `payload.dumps`."""
+    """Pickle `obj`, and by value the definitions that others cannot import; see `payload.dumps`."""
     buffer = io.BytesIO()
     make: Any = _ByValue
     pickler = make(buffer, protocol)
@@ -33,7 +33,7 @@ def by_value(obj: object, protocol: int, namespace: str) -> bytes:
 
 
 def main_by_value_only(obj: object, protocol: int) -> bytes:
-    """Pickle `obj` with what `__main__` defines, so that other lambdas fail as in pickle."""
+    """Pickle `obj`, and by value the definitions of `__main__` only: other lambdas fail."""
     buffer = io.BytesIO()
     make: Any = _MainByValue
     make(buffer, protocol).dump(obj)
@@ -52,10 +52,10 @@ def _travels_as(name: str) -> Callable[[Function], Function]:
 
 class _Pickler(cloudpickle.Pickler):
     def _reduce(self, obj: Any) -> Any:
-        """Reduce a definition by value, or leave it to its name."""
+        """Reduce a definition by value, unless its name is enough."""
         if isinstance(obj, types.CodeType):
             made: Any = self.dispatch_table[types.CodeType](obj)
-            # cloudpickle hides it, but a traceback without file and line helps nobody.
+            # cloudpickle hides the file name, without which a traceback shows no lines.
             shown = (obj.co_filename if a == "<dynamic-code>" else a for a in made[1])
             return made[0], tuple(shown)
         if isinstance(obj, _Cached) and getattr(obj, "__module__", None) == _MAIN:
@@ -64,7 +64,7 @@ class _Pickler(cloudpickle.Pickler):
         reduce: Any = super().reducer_override
         reduced = reduce(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and _has_slots(obj):
-            # Without them, instances have another state than those of the class itself.
+            # Without them, instances would have another state than those of the original class.
             make, (kind, name, bases, attributes, *rest), *state = reduced
             attributes = {**attributes, "__slots__": vars(obj)["__slots__"]}
             return make, (kind, name, bases, attributes, *rest), *state
@@ -79,7 +79,7 @@ def _has_slots(kind: type) -> bool:
 
 @_travels_as("cached_function")
 def cached_function(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
-    """Give a function the cache that it had where it was defined."""
+    """Return a function with a cache like the one that it had where it was defined."""
     return functools.lru_cache(**parameters)(function)
 
 
@@ -125,7 +125,7 @@ _namespaces: dict[str, dict[str, Any]] = {}
 
 @_travels_as("keep_globals")
 def keep_globals(set_state: Callable[..., None], function: Any, state: Any) -> None:
-    """Set a function's state, but no variable that the process has already; only definitions."""
+    """Set a function's state. Of the variables that the process has, only definitions change."""
     attributes, slots = state
     fresh = slots["__globals__"]
     slots["__globals__"] = {
@@ -137,14 +137,14 @@ def keep_globals(set_state: Callable[..., None], function: Any, state: Any) -> N
 
 
 class _MainByValue(_Pickler):
-    """Sends only what `__main__` defines by value."""
+    """Pickles only the definitions of `__main__` by value."""
 
     _methods: frozenset[int] = frozenset()
 
     def reducer_override(self, obj: Any) -> Any:
         module = getattr(obj, "__module__", None)
         if isinstance(obj, type) and module == _MAIN:
-            # Some are made elsewhere: those of a named tuple say that they are collections'.
+            # Some name another module: the methods of a named tuple name collections.
             own = (getattr(member, "__func__", member) for member in vars(obj).values())
             self._methods |= set(map(id, own))
         elif isinstance(obj, types.FunctionType):
@@ -152,7 +152,7 @@ class _MainByValue(_Pickler):
                 return NotImplemented
         elif not (
             isinstance(obj, types.CodeType | _Cached)
-            # Types like that of code have no name in builtins, and definitions need them.
+            # Definitions need types like that of code, which have no name in builtins.
             or (isinstance(obj, type) and module == "builtins")
         ):
             return NotImplemented

@@ -1,4 +1,4 @@
-"""What became of a task, as bytes: written by a child process, read by the caller.
+"""The outcome of a task, as bytes: written by a child process, read by the caller.
 
 An outcome is one tag byte and a pickle. `R`: the result. `E`: an error, as the tuple
 (pickled exception or None, dotted type name, message, traceback text).
@@ -21,12 +21,12 @@ _RemoteTraceback: type[Exception] = vars(pool)["RemoteTraceback"]
 RESULT = b"R"
 ERROR = b"E"
 Failure = bytes | BaseException
-"""An error outcome that nobody has unpickled yet, or an exception."""
+"""An error outcome that is still pickled, or an exception."""
 NONE = RESULT + pickle.dumps(None, payload.PROTOCOL)
 
 
 def of_result(value: object, *, main_by_value: bool) -> tuple[bytes, str]:
-    """Encode a task's return value; returns (outcome, traceback text, empty when it pickles).
+    """Encode a task's return value; returns (outcome, traceback text, empty if it pickles).
 
     A value that does not pickle becomes a `multiprocessing.pool.MaybeEncodingError`, as in
     CPython's pool.
@@ -42,8 +42,8 @@ def of_result(value: object, *, main_by_value: bool) -> tuple[bytes, str]:
 def of_error(error: BaseException, *, main_by_value: bool = True) -> tuple[bytes, str]:
     """Encode a task's exception; returns (outcome, traceback text).
 
-    An exception that does not survive a round trip through pickle travels as its name, message
-    and traceback, and becomes a `RemoteError` at the caller.
+    An exception that cannot be pickled and unpickled travels as its name, message and traceback,
+    and becomes a `RemoteError` at the caller.
     """
     text = "".join(traceback.format_exception(error))
     try:
@@ -55,18 +55,18 @@ def of_error(error: BaseException, *, main_by_value: bool = True) -> tuple[bytes
     try:
         message = str(error)
     except Exception:
-        message = "(its message could not be made)"
+        message = "(its __str__ raised an error)"
     return ERROR + pickle.dumps((pickled, name, message, text), payload.PROTOCOL), text
 
 
 def of_text(text: str) -> bytes:
-    """Encode a failure of which only the traceback's text is known, as stock rq workers leave."""
+    """Encode a failure from its traceback's text, all that a stock rq worker leaves."""
     name, _, message = text.strip().rpartition("\n")[2].partition(":")
     return ERROR + pickle.dumps((None, name.strip(), message.strip(), text), payload.PROTOCOL)
 
 
 def is_error(data: bytes) -> bool:
-    """Tell whether an outcome is an error, without unpickling it."""
+    """Return whether an outcome is an error, without unpickling it."""
     return data[:1] == ERROR
 
 
@@ -74,8 +74,8 @@ def result(data: bytes) -> Any:
     """Return the value of an outcome.
 
     Raises:
-        BaseException: the task's own exception, with a `multiprocessing.pool.RemoteTraceback`
-            as its cause; a `RemoteError` where that exception cannot be rebuilt here.
+        BaseException: the task's own exception, with a `multiprocessing.pool.RemoteTraceback` as
+            its cause; a `RemoteError` if it cannot be rebuilt here.
         PayloadError: the bytes are not an outcome.
     """
     if data[:1] == RESULT:
@@ -102,7 +102,7 @@ def error(data: bytes) -> BaseException:
 
 
 def error_of(failure: Failure) -> BaseException:
-    """Return the exception of a failure; a `PayloadError` where its bytes cannot be read."""
+    """Return the exception of a failure; a `PayloadError` if its bytes cannot be read."""
     if isinstance(failure, BaseException):
         return failure
     try:
@@ -126,5 +126,5 @@ def _rebuilt(pickled: bytes | None, name: str, message: str, text: str) -> BaseE
 
 
 def remote_traceback(text: str) -> BaseException:
-    """Return what multiprocessing puts as the cause of a task's exception."""
+    """Return the cause that multiprocessing gives a task's exception."""
     return _RemoteTraceback(f'\n"""\n{text}"""')

@@ -1,7 +1,7 @@
-"""Objects to bytes and back: plain pickle first, by value where a name would not resolve.
+"""Objects to bytes and back: by plain pickle, or with definitions by value.
 
-A function or class of `__main__` has no importable name on another machine, so whatever mentions
-`__main__` is pickled again with cloudpickle, which sends such definitions by value.
+Another machine cannot import a function or class of `__main__`. So a pickle that mentions
+`__main__` is made again with cloudpickle, which pickles such definitions by value.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> by
 
     Args:
         obj: anything that pickle or cloudpickle takes.
-        main_by_value: send what `__main__` defines by value; False where the reader has the
-            same `__main__`, as the children of a local pool do.
-        namespace: functions of `__main__` that are sent with the same one share their global
-            variables in each process, so that they see what an initializer has set.
+        main_by_value: pickle definitions of `__main__` by value; False if the reader has the same
+            `__main__`, as the children of a local pool have.
+        namespace: functions of `__main__` that are pickled with the same namespace share their
+            global variables in each process, so that they see those that an initializer sets.
 
     Raises:
-        Exception: whatever pickling `obj` raises.
+        Exception: pickling `obj` raised it.
     """
     try:
         data = pickle.dumps(obj, PROTOCOL)
@@ -47,10 +47,10 @@ def dumps(obj: object, *, main_by_value: bool = True, namespace: str = "") -> by
 def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
     """Pickle a task's result or exception in a child process.
 
-    Stricter than `dumps`: a lambda of an importable module is refused, as multiprocessing does.
+    Stricter than `dumps`: it refuses a lambda of an importable module, as multiprocessing does.
 
     Raises:
-        Exception: whatever pickling `obj` raises.
+        Exception: pickling `obj` raised it.
     """
     try:
         data = pickle.dumps(obj, PROTOCOL)
@@ -63,14 +63,15 @@ def dumps_result(obj: object, *, main_by_value: bool = True) -> bytes:
 
 
 def check_size(what: str, size: int, most: int) -> None:
-    """Refuse what is too large to be sent, before it is.
+    """Refuse a payload that is too large to be sent.
 
     Args:
-        what: names it in the error.
-        size, most: bytes that it takes pickled, and may take.
+        what: its name in the error.
+        size: its bytes.
+        most: the bytes that it may have.
 
     Raises:
-        PayloadError: it takes more.
+        PayloadError: it has more.
     """
     if size > most:
         raise PayloadError(
@@ -80,10 +81,10 @@ def check_size(what: str, size: int, most: int) -> None:
 
 
 def loads(data: bytes | memoryview) -> Any:
-    """Unpickle what `dumps` or RQ wrote. Never called in a node's parent process.
+    """Unpickle a payload of `dumps` or RQ. Never called in a node's parent process.
 
     Raises:
-        Exception: whatever unpickling `data` raises.
+        Exception: unpickling `data` raised it.
     """
     return pickle.loads(data)
 
@@ -92,15 +93,15 @@ def loads_call(data: bytes) -> Any:
     """Unpickle a call or a function, in a child process.
 
     Raises:
-        FunctionNotFoundError: it refers to something that is not there on this machine.
-        Exception: whatever unpickling it raises.
+        FunctionNotFoundError: it refers to a definition that this machine lacks.
+        Exception: unpickling it raised it.
     """
     try:
         return pickle.loads(data)
     except (ModuleNotFoundError, AttributeError) as error:
-        hint = "what it refers to must be importable there"
+        hint = "its definitions must be importable there"
         if "__mp_main__" in str(error):
-            hint = "processes import the program, so it has to stand above 'if __name__ == ...'"
+            hint = "processes import the program, so define it above 'if __name__ == ...'"
         raise FunctionNotFoundError(
             f"the call cannot be loaded on host {socket.gethostname()}: {error}; {hint}"
         ) from error
@@ -110,9 +111,9 @@ def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
     """Read a job's data: the function's name, its instance or None, and the arguments.
 
     Raises:
-        PayloadError: the data is something else.
-        FunctionNotFoundError: it refers to something that is not there on this machine.
-        Exception: whatever unpickling it raises.
+        PayloadError: the data is not a call.
+        FunctionNotFoundError: it refers to a definition that this machine lacks.
+        Exception: unpickling it raised it.
     """
     loaded = loads_call(decompress(data))
     match loaded:
@@ -123,7 +124,7 @@ def call_of(data: bytes) -> tuple[str, Any, Sequence[Any], Mapping[str, Any]]:
 
 
 def most_unchecked(size: int) -> int:
-    """Return to how many bytes `size` may be decompressed before it is known who wrote them."""
+    """Return to how many bytes `size` bytes may grow before their signature is checked."""
     return min(_MOST_BYTES, _UNCHECKED_BYTES + _UNCHECKED_RATIO * size)
 
 
@@ -131,10 +132,10 @@ def decompress(data: bytes, *, checked: bool = True) -> bytes:
     """Undo the zlib compression of RQ's stock producers; ours send plain bytes.
 
     Args:
-        checked: False before its signature is: then little data must not become very much.
+        checked: False before the signature is checked: then the data may grow less.
 
     Raises:
-        PayloadError: if `data` looks compressed and is not whole, or is larger than any payload.
+        PayloadError: `data` looks compressed, but is cut short or too large.
     """
     # A pickle of protocol 2 or later opens with 0x80, a zlib stream (as rq writes it) with 0x78.
     if data[:1] != b"\x78":
@@ -146,5 +147,5 @@ def decompress(data: bytes, *, checked: bool = True) -> bytes:
     except zlib.error as error:
         raise PayloadError(f"the job's data is neither a pickle nor zlib data: {error}") from None
     if not stream.eof:
-        raise PayloadError("the job's zlib data is not whole, or too large")
+        raise PayloadError("the job's zlib data is cut short, or too large")
     return found

@@ -1,7 +1,7 @@
 """The bytes on the pipe between a parent and a child process.
 
-Parent to child, one frame per task; child to parent, one frame per reply. Both directions are
-fixed little-endian headers and raw payload bytes, so that the parent never unpickles anything.
+Parent to child, one frame per task; child to parent, one frame per reply. A frame is a fixed
+little-endian header and raw payload bytes, so that the parent never unpickles anything.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from farpool.shared.errors import PayloadError
 _TASK = struct.Struct("<QBdHQ")
 _REPLY = struct.Struct("<4sBQddQQ")
 _MAGIC = b"\xf5frp"
-"""Opens each reply: what a task may write into the pipe does not pass for one."""
+"""Opens each reply, which tells it from other bytes that a task may write into the pipe."""
 MAX_BYTES = 1 << 40
-"""No payload is this large; a header that says so is garbage."""
+"""A header with a larger size is garbage."""
 
 LARGE_BYTES = 1 << 16
-"""Above this a copy costs more than a call of the system."""
+"""From this size, a copy costs more than a system call."""
 
-# What a reply says of its task.
+# Kinds of replies about a task. Plain integers, because members of an enum are ten times as slow to
+# look up, and a flag of one to test.
 OK = 1
 OK_NONE = 2
 FAILED = 3
 RETURNED = 4
-"""Not started, because the parent took it back."""
+"""The child has not begun the task, because the parent took it back."""
 OUTPUT = 5
 """The task printed `text`."""
-# What a reply says of the child.
+# Kinds of replies about the child.
 READY = 6
 BROKEN = 7
 """The child could not start: an initializer or a preloaded module raised."""
 RETIRED = 8
-"""The child has run all the tasks it may, or keeps too much memory, and exits."""
+"""The child exits: it has run all the tasks that it may, or keeps too much memory."""
 BLOCKED = 9
-"""The task that the child runs waits for other tasks; the body is the lines of their queues."""
+"""The running task waits for other tasks; the body holds the names of their queues, in lines."""
 RESUMED = 10
-"""It does no more."""
+"""The running task no longer waits."""
 KINDS = range(OK, RESUMED + 1)
 
 _FAR_FUTURE = 1e10
@@ -49,11 +50,11 @@ _FAR_FUTURE = 1e10
 # Flags of a task.
 FORWARD_OUTPUT = 1
 HARD_LIMIT = 2
-"""The process ends with the task's timeout, whatever the task does then."""
+"""The kernel ends the process at the task's timeout, whatever the task does then."""
 ONCE = 4
-"""Its reply is sent before anything else begins, so that it is never taken for one to redo."""
+"""The task may run only once: its reply is sent before anything else begins."""
 OWN_LIMIT = 8
-"""What is called keeps to the timeout itself, so that the child does not see to it."""
+"""The called function keeps to the timeout itself, so that the child sets no alarm."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,11 +62,12 @@ class Task:
     """A task on its way to a child; `key`, `label` and `cost` stay with the parent.
 
     Attributes:
-        token: its number in the order sent to one child.
-        timeout: seconds it may run, none if <= 0.
-        key: what its owner knows it by.
-        label: what is expected to take alike long, usually the function's name.
-        cost: seconds it is expected to take.
+        token: its number among the tasks that one child gets, in order from 1.
+        timeout: seconds that it may run; no limit if <= 0.
+        key: identifies it to the dispatcher's owner.
+        label: tasks with the same label are expected to take equally long; usually the function's
+            name.
+        cost: expected run time in seconds.
     """
 
     token: int
@@ -79,7 +81,7 @@ class Task:
 
 
 class Reply(NamedTuple):
-    """What a child says; `started` is in seconds since the epoch, `seconds` is the run time."""
+    """A message of a child; `started` is in seconds since the epoch, `seconds` is the run time."""
 
     kind: int
     token: int
@@ -89,21 +91,21 @@ class Reply(NamedTuple):
     text: bytes
 
     def checked(self) -> Reply:
-        """Return it without times that no clock says; a task may change its process's clock."""
+        """Return it with possible times; a task may have changed its process's clock."""
         if 0 <= self.started < _FAR_FUTURE and 0 <= self.seconds < _FAR_FUTURE:
             return self
         return self._replace(started=time.time(), seconds=0.0)
 
 
 def encode_task(task: Task) -> tuple[bytes, ...]:
-    """Frame one task; returns the parts of the frame."""
+    """Return the parts of a task's frame."""
     name = task.job_id.encode()
     head = _TASK.pack(task.token, task.flags, task.timeout, len(name), len(task.data))
     return head, name, task.data
 
 
 def encode_reply(reply: Reply) -> tuple[bytes, ...]:
-    """Frame one reply; returns the parts of the frame."""
+    """Return the parts of a reply's frame."""
     head = _REPLY.pack(
         _MAGIC, reply.kind, reply.token, reply.started, reply.seconds, len(reply.body),
         len(reply.text),
@@ -112,7 +114,7 @@ def encode_reply(reply: Reply) -> tuple[bytes, ...]:
 
 
 def joined(parts: Iterable[bytes]) -> list[bytes]:
-    """Join what is small, so that it is sent at once; what is large is not copied for that."""
+    """Join small parts, which saves system calls, but not large ones, which saves copies."""
     whole: list[bytes] = []
     small: list[bytes] = []
     for part in parts:
@@ -128,7 +130,7 @@ def joined(parts: Iterable[bytes]) -> list[bytes]:
 def _cut(buffer: bytearray, start: int, end: int) -> bytes:
     if end - start < LARGE_BYTES:
         return bytes(buffer[start:end])
-    # Without a view, the slice would be a copy of its own.
+    # Without a view, the slice would be a second copy.
     with memoryview(buffer) as view:
         return bytes(view[start:end])
 
@@ -140,7 +142,7 @@ class TaskReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Task]:
-        """Add bytes; yields the tasks that are whole.
+        """Add bytes; yields the tasks that they complete.
 
         Raises:
             PayloadError: the bytes are not task frames.
@@ -174,10 +176,10 @@ class ReplyReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Reply]:
-        """Add bytes; yields the replies that are whole.
+        """Add bytes; yields the replies that they complete.
 
         Raises:
-            PayloadError: the bytes that follow are not reply frames.
+            PayloadError: the bytes after those are not reply frames.
         """
         buffer = self._buffer
         buffer += data
@@ -198,6 +200,6 @@ class ReplyReader:
                     _cut(buffer, middle, end),
                 )  # fmt: skip
             if len(buffer) > at and not buffer.startswith(_MAGIC[: len(buffer) - at], at):
-                raise PayloadError("what follows a reply frame is none")
+                raise PayloadError("other bytes follow a reply frame")
         finally:
             del buffer[:at]

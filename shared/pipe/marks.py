@@ -1,4 +1,4 @@
-"""What a parent and its child tell each other in shared memory, without a message."""
+"""Two numbers in shared memory that settle whether parent or child has a task."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ _lock = threading.Lock()
 
 
 class Marks(ctypes.Structure):
-    """Who may run a task: each side writes one field, then reads the other's.
+    """Each side writes its own number, then reads the other's.
 
-    With both done in this order, the two never both take a task for theirs.
+    In this order, a task is never taken by both.
 
     Attributes:
-        cursor: token of the task that the child has begun last.
-        void: tokens up to this are not to be begun any more.
+        cursor: token of the task that the child began last.
+        void: the child must not begin tasks with tokens up to this one.
     """
 
     _fields_ = (("cursor", ctypes.c_uint64), ("void", ctypes.c_uint64))
 
     def begin(self, token: int) -> bool:
-        """In the child: begin a task; returns whether it may."""
+        """In the child: begin a task; returns whether it still may."""
         self.cursor = token
         _fence()
         return bool(token > self.void)
 
     def take_back(self, last: int) -> int:
-        """In the parent: void the tasks up to `last`; returns the token that has begun already."""
+        """In the parent: void the tasks up to `last`; returns the token that has begun."""
         self.void = last
         _fence()
         return int(self.cursor)

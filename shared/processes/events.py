@@ -1,55 +1,70 @@
-"""What a `ProcessPool` tells its owner."""
+"""The events that a `ProcessPool`, and a `Dispatcher` above it, report to their owners."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from farpool.shared.pipe import frames
+from farpool.shared.errors import TimeoutError
+from farpool.shared.pipe.frames import Reply, Task
 
 
-class Replied(NamedTuple):
-    """Child `pid` sent a reply; `task` is the one it is about."""
+class Done(NamedTuple):
+    """A task ended in process `pid`."""
 
+    task: Task
+    reply: Reply
     pid: int
-    task: frames.Task
-    reply: frames.Reply
 
 
-@dataclass(frozen=True)
-class Lost:
-    """A child died. `running` was being executed, `unstarted` were not begun or not reported.
+class Crashed(NamedTuple):
+    """The process that ran the task died of it; `reason` says how."""
 
-    `timed_out` says that it died of the hard limit of `running`.
-    """
-
-    running: frames.Task | None
-    unstarted: list[frames.Task]
+    task: Task
     pid: int
     reason: str
-    timed_out: bool
 
 
-@dataclass(frozen=True)
-class Returned:
-    """Tasks that a child will not run after all, because it retires or is blocked."""
+class TimedOut(NamedTuple):
+    """The process was ended because its task ran longer than its hard limit."""
 
-    tasks: list[frames.Task]
+    task: Task
+    pid: int
+
+    def error(self, host: str = "") -> TimeoutError:
+        """Return the error of the task."""
+        where = f"host {host}, pid {self.pid}" if host else f"pid {self.pid}"
+        return TimeoutError(
+            f"the task ran longer than its timeout of {self.task.timeout:g} s, and its process "
+            f"was ended: {where}"
+        )
 
 
-@dataclass(frozen=True)
-class Blocked:
+class Printed(NamedTuple):
+    """A task whose output is forwarded printed whole lines."""
+
+    task: Task
+    pid: int
+    text: str
+
+
+class Returned(NamedTuple):
+    """A child will not run these tasks after all; the dispatcher sends them to others."""
+
+    tasks: list[Task]
+
+
+class Blocked(NamedTuple):
     """The task that child `pid` runs waits for other tasks; another child takes its place."""
 
     pid: int
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(NamedTuple):
     """No child can start. `outcome` is an error outcome, `text` the reason."""
 
     outcome: bytes
     text: str
 
 
-Event = Replied | Lost | Returned | Blocked | Broken
+Result = Done | Crashed | TimedOut | Printed | Blocked | Broken
+Event = Result | Returned

@@ -14,7 +14,7 @@ import logging
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
@@ -24,8 +24,18 @@ from farpool.shared.child import preload
 from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.marks import Marks
-from farpool.shared.processes.events import Blocked, Broken, Event, Lost, Replied, Returned
+from farpool.shared.processes.events import (
+    Blocked,
+    Broken,
+    Crashed,
+    Done,
+    Event,
+    Printed,
+    Returned,
+    TimedOut,
+)
 from farpool.shared.processes.process import Process, Reaper, describe_exit
+from farpool.shared.processes.states import BLOCKED, KILLED, LEAVING, READY, STARTING, Cause
 from farpool.shared.processes.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
@@ -34,10 +44,10 @@ START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
 _RETRY_SECONDS = 1.0
 SPARE_SECONDS = 1.0
-"""A child that is one too many is kept idle this long, in case that another is blocked."""
+"""A spare child is kept idle this long, in case that another one is blocked."""
 _SPARES, _LEAST_SPARES = 4, 32
-"""Processes for each one, and at least, that may work in the place of those whose tasks wait. With
-still more of them, nothing new is begun until one goes on."""
+"""Spare children for each child, and at least. When all of them are blocked, nothing new begins
+until one goes on."""
 _READ_BYTES = 1 << 18
 _DYING_SECONDS = 0.05
 _EXIT_SECONDS = 2.0
@@ -46,12 +56,16 @@ _EXIT_SECONDS = 2.0
 class ProcessPool:
     """A fixed number of child processes, each replaced when it dies or retires.
 
-    Those of a node whose tasks wait for other tasks are not counted.
+    A node's blocked children do not count: spare ones work in their place.
 
     Args:
         size: number of children.
-        config: what each child is started with.
+        config: their settings.
         context: a multiprocessing context; the forkserver by default.
+
+    Attributes:
+        processes: the children whose pipes are open.
+        broken: set once no child can start.
     """
 
     def __init__(
@@ -73,32 +87,31 @@ class ProcessPool:
         self.watch(self._wakeup.sock, self._wakeup.clear)
 
     def start(self) -> None:
-        """Start the children; they report for work through `poll`."""
+        """Start the missing children; they report through `poll` when they are ready."""
         most = self.size + max(_LEAST_SPARES, _SPARES * self.size)
         while len(self.working()) < self.size and len(self.processes) < most:
             self._spawn()
 
     def _restart(self) -> None:
-        """Start what is missing; if the machine has no room for it now, try again later."""
+        """Start the missing children, or try again later if the machine has no room now."""
         self._restart_at = 0.0
         try:
             self.start()
         except (OSError, EOFError) as error:
-            # The latter is how the forkserver fails.
+            # The forkserver fails with an EOFError.
             log.warning("no child process can be started now, trying again: %r", error)
             self._restart_at = time.monotonic() + _RETRY_SECONDS
 
     def working(self) -> list[Process]:
-        """Return the children whose tasks wait for no others; if too many, busy ones first."""
-        # Nothing that the tasks of a local pool may wait for runs in that pool.
-        found = [p for p in self.processes if not p.blocked or self._config.url is None]
+        """Return the children that are not blocked; if they are too many, busy ones first."""
+        found = [process for process in self.processes if process.state is not BLOCKED]
         if len(found) > self.size:
-            found.sort(key=lambda process: (not process.sent, not process.ready))
+            found.sort(key=lambda process: (not process.unanswered, process.state is STARTING))
         return found
 
-    def open(self) -> list[Process]:
+    def assignable(self) -> list[Process]:
         """Return the children that may get tasks."""
-        return [process for process in self.working()[: self.size] if process.ready]
+        return [process for process in self.working()[: self.size] if process.state is READY]
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
@@ -120,7 +133,7 @@ class ProcessPool:
         self._selector.register(process.sentinel, selectors.EVENT_READ, entry)
 
     def watch(self, sock: socket.socket, readable: Callable[[], None]) -> None:
-        """Let `poll` return, and call `readable`, when there is something to read from `sock`."""
+        """Have `poll` call `readable` and return, when there is something to read from `sock`."""
         self._selector.register(sock, selectors.EVENT_READ, readable)
 
     def unwatch(self, sock: socket.socket) -> None:
@@ -128,14 +141,14 @@ class ProcessPool:
         self._selector.unregister(sock)
 
     def send(self, process: Process, tasks: Sequence[frames.Task]) -> None:
-        """Queue tasks in a child's pipe; gives them their tokens."""
+        """Write tasks to a child's pipe, and give them their tokens."""
         parts: list[bytes] = []
-        if not process.sent:
-            process.progressed = time.monotonic()
+        if not process.unanswered:
+            process.since = time.monotonic()
         for task in tasks:
             process.last_token += 1
             task.token = process.last_token
-            process.sent.append(task)
+            process.unanswered.append(task)
             parts += frames.encode_task(task)
         process.write(frames.joined(parts))
         self._watch_writes(process)
@@ -146,9 +159,9 @@ class ProcessPool:
             self._selector.modify(process, events, process)
 
     def poll(self, timeout: float | None) -> list[Event]:
-        """Wait for children for up to `timeout` seconds; returns what happened.
+        """Wait for children for up to `timeout` seconds; returns their events.
 
-        What it has seen when something fails is returned by the next call.
+        If it raises, the next call returns the events that it had seen.
         """
         if self._restart_at:
             timeout = min(_RETRY_SECONDS if timeout is None else timeout, _RETRY_SECONDS)
@@ -159,90 +172,107 @@ class ProcessPool:
                 key.data()
                 continue
             process = key.data
-            if process not in self.processes:
+            if process.state is LEAVING:
+                # Its pipe and its sentinel were both in this batch.
                 continue
             if mask & selectors.EVENT_WRITE:
                 process.write()
                 self._watch_writes(process)
             if mask & selectors.EVENT_READ:
-                died = key.fileobj is not process
-                if died and process.outlives_forkserver():
+                exited = key.fileobj is not process
+                if exited and process.outlives_forkserver():
                     self._selector.unregister(key.fileobj)
                     process.orphaned = True
                     continue
-                self._events.extend(self._read(process, died))
+                self._events.extend(self._read(process, exited))
         if len(self.processes) > self.size:
-            self._let_go()
+            self._release_spares()
         self._reaper.reap()
         events, self._events = self._events, []
         return events
 
-    def _let_go(self) -> None:
-        """Part with children that have had nothing to do since a blocked one went on."""
+    def _release_spares(self) -> None:
+        """Release the children that have been idle since a blocked one went on."""
         overdue = time.monotonic() - SPARE_SECONDS
         for process in self.working()[self.size :]:
-            if process.ready and not process.sent and process.progressed <= overdue:
-                # Its pipe is closed, so it comes to its end.
-                self._forget(process)
+            if process.state is READY and not process.unanswered and process.since <= overdue:
+                self._release(process, Cause.SPARE)
 
-    def _read(self, process: Process, died: bool) -> Iterator[Event]:
+    def _read(self, process: Process, exited: bool) -> Iterator[Event]:
+        """Handle the replies in a child's pipe, and its death at their end."""
         while True:
             try:
                 data = process.sock.recv(_READ_BYTES)
             except (BlockingIOError, ConnectionError) as error:
-                if isinstance(error, BlockingIOError) and not died:
+                if isinstance(error, BlockingIOError) and not exited:
                     return
                 data = b""
+            garbled = False
             try:
                 for reply in process.reader.feed(data):
                     yield from self._replied(process, reply)
-                    if process not in self.processes:
+                    if process.state is LEAVING:
                         return
             except PayloadError:
                 log.error("process %d is killed: garbage came through its pipe", process.pid)
-                process.garbled = True
-                data = b""
+                garbled, data = True, b""
             if not data:
-                yield from self._lost(process)
+                yield from self._lost(process, Cause.GARBLED if garbled else Cause.DIED)
                 return
-            if len(data) < _READ_BYTES and not died:
+            if len(data) < _READ_BYTES and not exited:
                 return
 
     def _replied(self, process: Process, reply: frames.Reply) -> Iterator[Event]:
-        if reply.kind == frames.READY:
-            process.ready = True
-            process.progressed = time.monotonic()
+        """Handle one reply: the child moves to another state, or has an answer for a task.
+
+        Raises:
+            PayloadError: the child cannot say this in its state.
+        """
+        kind = reply.kind
+        if kind == frames.READY:
+            process.move(Cause.STARTED)
+            process.since = time.monotonic()
             self._failed_starts = 0
-        elif reply.kind == frames.BROKEN:
+        elif kind == frames.BROKEN:
+            self._release(process, Cause.BROKEN)
             if self.broken is None:
                 self.broken = Broken(reply.body, reply.text.decode("utf-8", "replace"))
                 yield self.broken
-        elif reply.kind == frames.OUTPUT:
-            running = next((t for t in process.sent if t.token == reply.token), None)
+        elif kind == frames.OUTPUT:
+            running = next((t for t in process.unanswered if t.token == reply.token), None)
             if running is not None:
-                yield Replied(process.pid, running, reply)
-        elif reply.kind in (frames.BLOCKED, frames.RESUMED):
+                yield Printed(running, process.pid, reply.text.decode("utf-8", "replace"))
+        elif kind in (frames.BLOCKED, frames.RESUMED):
             queues = reply.body.decode("utf-8", "replace").split("\n")
-            yield from self._awaits(process, queues if reply.kind == frames.BLOCKED else ())
-        elif reply.kind == frames.RETIRED:
-            self._forget(process)
-            if process.sent:
-                yield Returned(list(process.sent))
+            yield from self._waits(process, frozenset(queues if kind == frames.BLOCKED else ()))
+        elif kind == frames.RETIRED:
+            self._release(process, Cause.RETIRED)
+            if process.unanswered:
+                yield Returned(list(process.unanswered))
             self._restart()
         else:
-            process.progressed = time.monotonic()
+            process.since = time.monotonic()
             task = process.answered(reply.token)
             if task is None:
                 return
-            if reply.kind == frames.RETURNED:
+            if kind == frames.RETURNED:
                 yield Returned([task])
             else:
                 process.done += 1
-                yield Replied(process.pid, task, reply.checked())
+                yield Done(task, reply.checked(), process.pid)
 
-    def _awaits(self, process: Process, queues: Iterable[str]) -> Iterator[Event]:
-        self._set_awaited(process, frozenset(queues))
-        if process.blocked and self._config.url is not None:
+    def _waits(self, process: Process, queues: blocking.Awaited) -> Iterator[Event]:
+        """Note that a child's task waits for tasks of `queues`, or no longer for any.
+
+        A node's child is blocked then: its other tasks return, and a spare takes its place.
+        Nothing that the tasks of a local pool wait for runs in that pool, so they go on as before.
+        """
+        self._set_awaited(process, queues)
+        if self._config.url is None or process.state is KILLED:
+            return
+        if (process.state is BLOCKED) != bool(queues):
+            process.move(Cause.WAITS if queues else Cause.RESUMED)
+        if queues:
             yield Returned(process.take_back())
             yield Blocked(process.pid)
             self._restart()
@@ -255,20 +285,22 @@ class ProcessPool:
             blocking.end(queue)
         process.awaited = queues
 
-    def _lost(self, process: Process) -> Iterator[Event]:
-        self._forget(process)
+    def _lost(self, process: Process, cause: Cause) -> Iterator[Event]:
+        """Report a child whose pipe has ended, make sure that it is dead, and start another."""
+        started = process.state is not STARTING
+        self._release(process, cause)
         if process.process.exitcode is None:
             process.process.join(_DYING_SECONDS)
         process.kill()
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
         charged = process.charged()
-        unstarted = [task for task in process.sent if task not in charged]
-        for task in charged[1:]:
-            yield Lost(task, [], process.pid, reason, False)
-        first = next(iter(charged), None)
-        yield Lost(first, unstarted, process.pid, reason, process.timed_out())
-        if not process.ready:
+        yield Returned([task for task in process.unanswered if task not in charged])
+        if charged and process.timed_out():
+            yield TimedOut(charged.pop(0), process.pid)
+        for task in charged:
+            yield Crashed(task, process.pid, reason)
+        if not started:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:
                 text = f"{START_TRIES} child processes in a row died while starting"
@@ -277,7 +309,9 @@ class ProcessPool:
         if self.broken is None:
             self._restart()
 
-    def _forget(self, process: Process) -> None:
+    def _release(self, process: Process, cause: Cause) -> None:
+        """Close a child's pipe, which ends the child; the reaper waits for its exit."""
+        process.move(cause)
         self.processes.remove(process)
         self._set_awaited(process, frozenset())
         self._selector.unregister(process)
@@ -290,16 +324,18 @@ class ProcessPool:
             self._set_awaited(process, frozenset())
             with contextlib.suppress(OSError):
                 process.sock.shutdown(socket.SHUT_WR)
+            # Already leaving if an interrupt has ended an earlier call.
+            if process.state is not LEAVING:
+                process.move(Cause.STOPPED)
         deadline = time.monotonic() + timeout
-        ending = self.processes + self._reaper.processes
-        for process in ending:
+        for process in self.processes + self._reaper.processes:
             if timeout > 0:
                 process.process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-        for process in ending:
-            process.process.join(_EXIT_SECONDS)
-            process.sock.close()
-        self.processes.clear()
-        self._reaper.processes.clear()
+        for processes in (self.processes, self._reaper.processes):
+            while processes:
+                processes[-1].process.join(_EXIT_SECONDS)
+                processes[-1].sock.close()
+                processes.pop().move(Cause.EXITED)
         self._selector.close()
         self._wakeup.close()

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farpool.shared.child.outbox import FLUSH_SIGNAL
+from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import blocking, frames
+from farpool.shared.processes.states import KILLED, LEAVING, STARTING, TRANSITIONS, Cause, State
 
 _EXIT_UNKNOWN = 255
-"""What multiprocessing reports where the forkserver does not say how a process ended."""
+"""multiprocessing's exit code of a process whose forkserver died first."""
 
 
 @dataclass(eq=False)
@@ -25,35 +27,49 @@ class Process:
     """One child, seen from its parent.
 
     Attributes:
-        sent: its unanswered tasks, in order.
-        done: tasks that it has answered.
-        ready: it has started and may get tasks.
+        process: the `multiprocessing` process.
+        sock: the parent's end of the pipe.
+        marks: the shared `Marks`.
+        state: where its life stands; only `move` changes it.
+        ended_by: the event that killed or released it.
+        unanswered: the tasks in its pipe and the one that it runs, in order.
+        last_token: token of the task that it was sent last.
+        done: number of tasks that it has run.
         awaited: queues of the tasks for which the task that it runs waits.
-        progressed: monotonic time when its first unanswered task came to be that, or when it
-            began to have none.
-        overdue: it was killed because its task has not kept to its hard limit.
-        garbled: it was killed because something else than replies came through its pipe.
+        since: monotonic time when it began to run its first unanswered task, to be idle, or to
+            leave.
         orphaned: its forkserver has ended, so that only its pipe tells of its own end.
-        left: monotonic time when its owner parted with it.
-        nudged: token of the task under which it was last asked to send its replies.
     """
 
     process: Any
     sock: socket.socket
     marks: Any
-    sent: deque[frames.Task] = field(default_factory=deque)
+    state: State = STARTING
+    ended_by: Cause | None = None
+    unanswered: deque[frames.Task] = field(default_factory=deque)
     last_token: int = 0
     done: int = 0
-    ready: bool = False
     awaited: blocking.Awaited = frozenset()
-    progressed: float = 0.0
-    overdue: bool = False
-    garbled: bool = False
+    since: float = 0.0
     orphaned: bool = False
-    left: float = 0.0
-    nudged: int = 0
-    _out: deque[memoryview] = field(default_factory=deque)
     reader: frames.ReplyReader = field(default_factory=frames.ReplyReader)
+    _out: deque[memoryview] = field(default_factory=deque)
+    _flush_requested: int = 0
+    """Token of the task under which it was last asked to send its replies."""
+
+    def move(self, cause: Cause) -> None:
+        """Change its state.
+
+        Raises:
+            PayloadError: the event is impossible in this state, so its replies are garbage.
+        """
+        to = TRANSITIONS[self.state].get(cause)
+        if to is None:
+            raise PayloadError(f"process {self.pid} is {self.state.value}: {cause.value} cannot be")
+        # One that was killed dies of that, but garbage also means that replies are lost.
+        if to in (KILLED, LEAVING) and (self.ended_by is None or cause is Cause.GARBLED):
+            self.ended_by = cause
+        self.state = to
 
     @property
     def pid(self) -> int:
@@ -65,17 +81,12 @@ class Process:
         return self.sock.fileno()
 
     @property
-    def blocked(self) -> bool:
-        """Whether the task that it runs waits for other tasks."""
-        return bool(self.awaited)
-
-    @property
     def writing(self) -> bool:
         """Whether bytes wait for room in the pipe."""
         return bool(self._out)
 
     def write(self, parts: Iterable[bytes] = ()) -> None:
-        """Send bytes after what waits already, as far as the pipe takes them."""
+        """Send bytes after those that wait already, as far as the pipe has room."""
         self._out.extend(map(memoryview, parts))
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while self._out:
@@ -85,31 +96,32 @@ class Process:
                     self._out.appendleft(left)
 
     def running(self) -> frames.Task | None:
-        """Return the unanswered task that the child has begun, if any."""
+        """Return the unanswered task that the child began last, if any."""
         cursor = self.marks.cursor
-        return next((task for task in self.sent if task.token == cursor), None)
+        return next((task for task in self.unanswered if task.token == cursor), None)
 
     def charged(self) -> list[frames.Task]:
-        """Return the unanswered tasks that its death is charged to: the one that it runs.
+        """Return the unanswered tasks that pay for its death with an attempt: the running one.
 
-        Where replies were lost in garbage, it is the first that has none, lest it be put back for
-        ever, and all that may not run twice.
+        After garbage, replies may be missing, and any task that it began may have ended. The first
+        one pays, because it could be put back for ever otherwise, and each that may run only once.
         """
-        if not self.garbled:
+        if self.ended_by is not Cause.GARBLED:
             running = self.running()
             return [] if running is None else [running]
         cursor = self.marks.cursor
-        begun = [task for task in self.sent if task.token <= cursor]
+        begun = [task for task in self.unanswered if task.token <= cursor]
         return begun[:1] + [task for task in begun[1:] if task.flags & frames.ONCE]
 
-    def holds_back(self) -> bool:
-        """Whether it has ended tasks whose replies it has not sent, and was not asked to."""
+    def holds_replies(self) -> bool:
+        """Whether it has run tasks whose replies it keeps, and was not asked for them."""
         cursor = self.marks.cursor
-        return bool(self.sent) and self.sent[0].token < cursor and self.nudged != cursor
+        held = bool(self.unanswered) and self.unanswered[0].token < cursor
+        return held and self._flush_requested != cursor
 
-    def nudge(self) -> None:
-        """Ask it to send the replies that it holds back."""
-        self.nudged = self.marks.cursor
+    def request_flush(self) -> None:
+        """Ask it to send the replies that it keeps."""
+        self._flush_requested = self.marks.cursor
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, FLUSH_SIGNAL)
 
@@ -118,25 +130,25 @@ class Process:
         task = self.running()
         if task is None or not task.flags & frames.HARD_LIMIT:
             return False
-        return self.overdue or self.process.exitcode == -signal.SIGALRM
+        return self.ended_by is Cause.OVERDUE or self.process.exitcode == -signal.SIGALRM
 
     def take_back(self) -> list[frames.Task]:
         """Void the tasks that the child has not begun, and return them."""
         cursor = self.marks.take_back(self.last_token)
-        taken = [task for task in self.sent if task.token > cursor]
-        self.sent = deque(task for task in self.sent if task.token <= cursor)
+        taken = [task for task in self.unanswered if task.token > cursor]
+        self.unanswered = deque(task for task in self.unanswered if task.token <= cursor)
         return taken
 
     def answered(self, token: int) -> frames.Task | None:
-        """Forget and return an unanswered task; None if it was taken back before."""
-        for index, task in enumerate(self.sent):
+        """Remove and return an unanswered task; None if it was taken back before."""
+        for index, task in enumerate(self.unanswered):
             if task.token == token:
-                del self.sent[index]
+                del self.unanswered[index]
                 return task
         return None
 
     def outlives_forkserver(self) -> bool:
-        """Whether it was said to have ended only because its forkserver has."""
+        """Whether it only seems to have ended, because its forkserver has."""
         if self.process.exitcode != _EXIT_UNKNOWN:
             return False
         try:
@@ -146,19 +158,19 @@ class Process:
         return True
 
     def kill(self) -> None:
-        """Kill the child and what it started."""
+        """Kill the child and every process that it started."""
         # macOS does not permit it where only ended processes are left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
             return
-        # A child that has not come to lead a group yet; a dead one's id may be another's by now.
+        # A child that does not lead a group yet; a dead one's id may belong to another by now.
         if self.process.exitcode is None:
             self.process.kill()
 
 
 def describe_exit(process: Process) -> str:
     """Say how a dead child ended: `was killed by SIGSEGV`, `exited with code 3`."""
-    if process.garbled:
+    if process.ended_by is Cause.GARBLED:
         return "was killed because something wrote garbage into its pipe"
     code = process.process.exitcode
     if code is None or process.orphaned:
@@ -172,14 +184,14 @@ def describe_exit(process: Process) -> str:
 
 
 LEAVE_SECONDS = 10.0
-"""A thread that a task has left running may keep its child this long."""
+"""A released child is killed after this time: a task may have left a thread running."""
 
 
 class Reaper:
-    """Waits for their ends without blocking.
+    """The released children, until they exit; it never blocks.
 
     Args:
-        selector: where their owner waits; `reap` is what it is to call.
+        selector: where their owner waits; it calls `reap` when one has exited.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
@@ -187,17 +199,17 @@ class Reaper:
         self._selector = selector
 
     def add(self, process: Process) -> None:
-        """Wait for one more, whose pipe is closed."""
-        process.left = time.monotonic()
+        """Wait for the exit of one more child, whose pipe is closed."""
+        process.since = time.monotonic()
         if not process.orphaned:
             self._selector.modify(process.process.sentinel, selectors.EVENT_READ, self.reap)
         self.processes.append(process)
 
     def reap(self) -> None:
-        """Let go of those that have ended, and end those that do not come to it."""
+        """Forget the children that have exited; kill those that take too long."""
         overdue = time.monotonic() - LEAVE_SECONDS
         for process in list(self.processes):
-            if process.left <= overdue:
+            if process.since <= overdue:
                 process.kill()
             if process.process.exitcode is not None:
                 if not process.orphaned:
@@ -205,4 +217,5 @@ class Reaper:
                 # Whatever it started and left running ends with it.
                 process.kill()
                 process.process.join()
+                process.move(Cause.EXITED)
                 self.processes.remove(process)

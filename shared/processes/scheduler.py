@@ -1,4 +1,4 @@
-"""Decides which child gets which tasks, from what tasks of the same label took before.
+"""Decides which child gets which tasks, from the run times of earlier tasks with the same label.
 
 Pure decisions without I/O: short tasks go out in bundles, so that no child waits for its parent;
 long ones singly, so that none waits behind another while a child is idle.
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from farpool.shared.pipe.frames import Task
 
 BUNDLE_SECONDS = 0.005
-"""Work that a child may have waiting in its pipe."""
+"""Work that may wait in the pipe of a child."""
 PREFETCH_SECONDS = 0.010
-"""Work per child that the parent may have waiting."""
+"""Work per child that may wait in the parent."""
 STUCK_SECONDS = 0.010
 """A child without an answer for this long gives its unstarted tasks to an idle one."""
 MAX_BUNDLE = 256
@@ -24,7 +24,7 @@ _LABELS = 1024
 
 
 class Scheduler:
-    """The tasks that wait in a parent, and the measured run times of what ran before."""
+    """The tasks that wait in a parent, and the measured run times of earlier ones."""
 
     def __init__(self) -> None:
         self.backlog: deque[Task] = deque()
@@ -46,7 +46,7 @@ class Scheduler:
         return tasks
 
     def learn(self, label: str, seconds: float) -> None:
-        """Take note of how long a task of `label` ran."""
+        """Note the run time of a task with this label."""
         known = self._seconds.get(label)
         if known is None and len(self._seconds) >= _LABELS:
             self._seconds.clear()
@@ -54,16 +54,16 @@ class Scheduler:
         self._recent = _average(self._recent, seconds)
 
     def still_running(self, label: str, seconds: float) -> None:
-        """Take note that a task of `label` has been running for `seconds` and has not ended."""
+        """Note that a task with this label has been running for `seconds` and goes on."""
         if seconds > self._seconds.get(label, 0.0):
             self._seconds[label] = seconds
         self._recent = max(seconds, self._recent or 0.0)
 
     def surplus(self, children: int) -> list[Task]:
-        """Take from the end of the backlog what other nodes may get to sooner.
+        """Take the tasks from the end of the backlog that other nodes may begin sooner.
 
         Args:
-            children: number of children that are not held up by a long task.
+            children: number of children that no long task holds up.
         """
         left = children * (BUNDLE_SECONDS + PREFETCH_SECONDS)
         kept: deque[Task] = deque()
@@ -75,12 +75,12 @@ class Scheduler:
         return surplus
 
     def bundle(self, waiting: Iterable[Task], children: int, limit: int | None) -> list[Task]:
-        """Take from the backlog what a child may get now.
+        """Take the tasks from the backlog that a child should get now.
 
         Args:
-            waiting: the tasks it has not answered yet.
+            waiting: its unanswered tasks.
             children: number of children that could take tasks now, this one included.
-            limit: tasks it may still run before it is replaced, those waiting not counted.
+            limit: number of further tasks that it may get before it is replaced.
         """
         load = 0.0
         count = 0
@@ -101,9 +101,10 @@ class Scheduler:
         return bundle
 
     def wanted(self, children: int, sent: int) -> int:
-        """Return how many more tasks should be claimed, given what the children have.
+        """Return how many more tasks to claim when the children have `sent` ones.
 
-        Zero until a good part of what they can use is missing, so that claims come in batches.
+        Zero until a good part of the tasks that they can use is missing, so that claims come in
+        batches.
         """
         seconds = max(self._recent, 1e-6) if self._recent is not None else BUNDLE_SECONDS
         bundle = max(1, min(MAX_BUNDLE, int(BUNDLE_SECONDS / seconds)))

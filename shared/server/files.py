@@ -1,4 +1,4 @@
-"""Where an embedded server lives: its private directory, socket and data directory."""
+"""The files of an embedded server: its private directory, socket and data directory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from farpool.shared.errors import ConfigError, ServerUnavailableError
 
 SOCKET_NAME = "server.sock"
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
-"""The longest path that the system's `sockaddr_un` holds."""
+"""Bytes of the longest path that fits into the system's `sockaddr_un`."""
 LOCK_SECONDS = 1.0
-"""How long a server whose owner has just died may take to let go of its data directory."""
+"""How long a server may keep its data directory locked after its owner has died."""
 POLL_SECONDS = 0.005
 
 
 def private_directory() -> Path:
-    """Make a directory that only this user may enter, with room in its path for a socket's."""
+    """Make a directory for this user alone, with a path short enough for a socket in it."""
     directory = Path(tempfile.mkdtemp(prefix="farpool-"))
     if fits_a_socket(directory / SOCKET_NAME):
         return directory
@@ -32,23 +32,23 @@ def private_directory() -> Path:
 
 
 def fits_a_socket(path: Path) -> bool:
-    """Tell whether the system can bind a unix socket to a path of this length."""
+    """Return whether the system can bind a unix socket to a path of this length."""
     return len(os.fsencode(path)) <= SOCKET_PATH_BYTES
 
 
 def check_socket_is_free(path: Path) -> None:
-    """Make sure that the server, which replaces whatever has this path, takes it from nobody.
+    """Check that a server, which would replace any file at this path, may use it.
 
     Raises:
-        ConfigError: the path cannot be used, or is that of another kind of file.
-        ServerUnavailableError: somebody listens there.
+        ConfigError: the path cannot be used, or another kind of file has it.
+        ServerUnavailableError: a server listens there.
     """
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             if path.exists() and not path.is_socket():
-                raise ConfigError(f"the socket's path is taken by something else: {path}") from None
+                raise ConfigError(f"the socket's path is that of another file: {path}") from None
         except OSError as error:
             raise ConfigError(f"cannot use the socket's path {path}: {error.strerror}") from None
         else:
@@ -57,13 +57,13 @@ def check_socket_is_free(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(data: Path) -> Iterator[int]:
-    """Lock the data directory, as two servers would ruin each other's append-only file.
+    """Lock the data directory: two servers would ruin each other's append-only file.
 
-    The descriptor is to be inherited by the server, so that the lock lasts as long as it does.
+    The server must inherit the descriptor, so that the lock lasts as long as the server.
 
     Raises:
-        ConfigError: there is no such directory to be had.
-        ServerUnavailableError: another server has it.
+        ConfigError: the directory cannot be made or opened.
+        ServerUnavailableError: another server has it locked.
     """
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 # $1 is the directory to remove when the owner dies; the rest is the program's command line. A line
-# on the lifeline is the owner's word that the program has ended already. The watchdog kills its
-# group and no single process: the id of a group that it is in cannot pass to a stranger.
+# on the lifeline means that the program has ended already. The watchdog kills its own group, whose
+# id cannot pass to another program, as that of a process could.
 _LAUNCHER = """
 exec 3<&0 </dev/null
 { read -r _ <&3 || { rm -rf "$1"; kill -KILL 0; }; } &
@@ -30,9 +30,9 @@ exec "$@" 3<&-
 
 
 class OwnedProcess:
-    """A running program that a terminal's Ctrl-C passes by and that dies with its owner.
+    """A running program that ignores a terminal's Ctrl-C and dies with its owner.
 
-    Children that the owner forks neither keep the program alive nor can they stop it.
+    Processes forked from the owner neither keep the program alive nor stop it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class OwnedProcess:
         Args:
             command: the program's path and arguments.
             scratch: directory to remove once the program has ended.
-            output: file that takes what the program prints.
+            output: file for the output of the program.
             keep_open: descriptors for the program to inherit.
             environment: its environment; this process's by default.
         """
@@ -68,7 +68,7 @@ class OwnedProcess:
                 start_new_session=True,
             )
         except BaseException:
-            self._let_go()
+            self._disown()
             raise
         finally:
             os.close(reader)
@@ -76,7 +76,7 @@ class OwnedProcess:
     def stop(self, grace: float) -> None:
         """Ask the program to end, and kill it after `grace` seconds.
 
-        Does nothing the second time, or in a process that was forked from the owner.
+        Does nothing if called again, or in a process that was forked from the owner.
         """
         if self not in _owned:
             return
@@ -89,9 +89,9 @@ class OwnedProcess:
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(BrokenPipeError):
             os.write(self._lifeline, b"\n")
-        self._let_go()
+        self._disown()
 
-    def _let_go(self) -> None:
+    def _disown(self) -> None:
         _owned.discard(self)
         os.close(self._lifeline)
 
@@ -101,7 +101,7 @@ _owned: set[OwnedProcess] = set()
 
 def _disown_all() -> None:
     for process in list(_owned):
-        process._let_go()
+        process._disown()
 
 
 os.register_at_fork(after_in_child=_disown_all)

@@ -1,4 +1,4 @@
-"""RQ's Job where there is a secret: only what a holder of the secret wrote is unpickled."""
+"""RQ's Job with signatures: with a secret set, it unpickles only data of its holders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLAIN = {
 
 
 class UnsignedJobError(SignatureError, NoSuchJobError):
-    """A job is not as anybody with the secret wrote it; for RQ's code there is no such job."""
+    """No holder of the secret wrote this job; to RQ's code, it does not exist."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -37,13 +37,13 @@ class _PlainUnpickler(pickle.Unpickler):
         if name in _PLAIN.get(module, ()):
             return super().find_class(module, name)
         raise SignatureError(
-            f"{module}.{name} is refused where nothing is signed: with a secret a job's meta holds "
-            "plain data, and its result is read with get()"
+            f"{module}.{name} is refused because it is not signed: with a secret set, keep plain "
+            "data in a job's meta, and read its result with get()"
         )
 
 
 class PlainSerializer:
-    """An RQ serializer that unpickles nothing but plain data: numbers, texts, dates, lists, ..."""
+    """An RQ serializer that unpickles only plain data: numbers, texts, dates, lists, ..."""
 
     dumps: ClassVar[Any] = DefaultSerializer.dumps
 
@@ -52,25 +52,25 @@ class PlainSerializer:
         """Unpickle plain data.
 
         Raises:
-            SignatureError: it holds anything else.
+            SignatureError: it holds other data.
         """
         return _PlainUnpickler(io.BytesIO(data)).load()
 
 
 class Guarded:
-    """An RQ serializer that leaves to another one only what is vouched for.
+    """An RQ serializer that lets another one read only signed bytes.
 
-    The rest has to be plain data, unless the other is RQ's for JSON, which can do no harm.
+    All other bytes must be plain data, unless the other serializer is RQ's for JSON, which is safe.
 
     Args:
         trusted: the other serializer, which also writes.
-        vouched: bytes whose signature was found right.
+        vouched: bytes with a valid signature.
     """
 
     def __init__(self, trusted: Any, vouched: bytes | None = None) -> None:
         self.trusted = trusted
         self.written = b""
-        """What `dumps` returned last."""
+        """The bytes that `dumps` returned last."""
         self._vouched = vouched
 
     def dumps(self, value: Any) -> bytes:
@@ -82,14 +82,14 @@ class Guarded:
         """Read a value.
 
         Raises:
-            SignatureError: nobody vouches for it, and it is not plain data.
+            SignatureError: it is neither signed nor plain data.
         """
-        free = data == self._vouched or self.trusted is JSONSerializer
-        return (self.trusted if free else PlainSerializer).loads(data)
+        safe = data == self._vouched or self.trusted is JSONSerializer
+        return (self.trusted if safe else PlainSerializer).loads(data)
 
 
 def guarded(serializer: Any, vouched: bytes | None = None) -> Guarded:
-    """Guard a serializer, given as RQ takes it; one that is guarded vouches anew."""
+    """Guard a serializer, in any form that RQ takes; `vouched` replaces that of a guarded one."""
     found: Any = resolve_serializer(serializer)
     if found is PlainSerializer:
         found = DefaultSerializer
@@ -97,9 +97,9 @@ def guarded(serializer: Any, vouched: bytes | None = None) -> Guarded:
 
 
 class SignedJob(Job):
-    """An RQ job that is signed when it is saved, and checked when it is read.
+    """An RQ job that signs itself when it is saved, and checks its signature when it is read.
 
-    Without a secret it is RQ's own in every respect.
+    Without a secret it behaves as RQ's own.
     """
 
     _tag = b""
@@ -116,8 +116,8 @@ class SignedJob(Job):
         """Take the fields of the job's hash.
 
         Raises:
-            UnsignedJobError: they are not as anybody with the secret wrote them.
-            NoSuchJobError: they are no job's.
+            UnsignedJobError: no holder of the secret wrote them.
+            NoSuchJobError: they are not those of a job.
         """
         if self._signer is not None:
             fields = decode_redis_hash(dict(raw_data))
@@ -133,12 +133,12 @@ class SignedJob(Job):
 
     @property
     def _checked_serializer(self) -> Any:
-        """The serializer for results whose signature was found right."""
+        """The serializer for results with a valid signature."""
         return self.serializer if self._signer is None else guarded(self.serializer).trusted
 
     @classmethod
     def fetch_many(cls, job_ids: Any, connection: Redis, serializer: Any = None) -> list[Any]:
-        """Find jobs by their ids; None for those that are not there, or not signed."""
+        """Find jobs by their ids; None for each one that is missing or unsigned."""
         try:
             return super().fetch_many(job_ids, connection, serializer)
         except UnsignedJobError:
@@ -165,22 +165,22 @@ class SignedJob(Job):
     def _handle_success(self, result_ttl: Any, pipeline: Any, *args: Any, **kwargs: Any) -> None:
         super()._handle_success(result_ttl, pipeline, *args, **kwargs)
         if self._signer is not None:
-            # As it was written just now: a second pickle may differ, and some values have none.
+            # The bytes just written: a second pickle may differ, or fail.
             written: bytes = cast(Guarded, self.serializer).written
             body = outcome.NONE if self._result is None else outcome.RESULT + written
-            self._sign_result(pipeline, self._signer.sign_outcome(self.id, body))
+            self._sign_result(pipeline, self._signer.sign(b"sealed", self.id, body))
 
     def _handle_failure(self, exc_string: str, pipeline: Any, *args: Any, **kwargs: Any) -> None:
         super()._handle_failure(exc_string, pipeline, *args, **kwargs)
         if self._signer is not None:
             record = base64.b64encode(zlib.compress(exc_string.encode()))
-            self._sign_result(pipeline, self._signer.sign_failure(self.id, record))
+            self._sign_result(pipeline, self._signer.sign(b"failure", self.id, record))
 
     def _sign_retry(self, retry: Retry) -> None:
-        """Sign what RQ records if this `Retry`, which the job returned, allows no further run."""
+        """Sign the record that RQ writes if this `Retry`, which the job returned, is its last."""
         if self._signer is not None:
             written = self.serializer.dumps(retry)
-            self._sign_result(self.connection, self._signer.sign_retry(self.id, written))
+            self._sign_result(self.connection, self._signer.sign(b"retry", self.id, written))
 
     def _sign_result(self, pipeline: Any, signature: bytes) -> None:
         pipeline.hset(self.key, signer.RESULT_FIELD, signature)

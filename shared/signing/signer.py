@@ -1,8 +1,8 @@
-"""Signatures under what is unpickled: jobs, functions and results, made with a shared secret.
+"""Signatures of pickled jobs, functions and results, made with a shared secret.
 
-Without a secret whoever can write to the server can run code on every node, because whoever may
-choose what is unpickled may run code. With one, only what a holder of the secret wrote is
-unpickled, and only as what it was written for: a signature covers the id as well.
+Unpickling runs code. So without a secret, whoever can write to the server can run code on every
+node. With one, only data of its holders is unpickled, and only for its purpose: a signature also
+covers the kind of data and its id.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hmac
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from farpool.shared.errors import ConfigError, SignatureError
 from farpool.shared.pickling import outcome
@@ -24,23 +25,25 @@ FILE_VARIABLE = "FARPOOL_SECRET_FILE"
 MINIMUM_CHARACTERS = 16
 
 JOB_FIELD = "farpool_signature"
-"""Field of a job's hash: the signature of its data, and of what is called around it."""
+"""Field of a job's hash: the signature of its data and its `COVERED_FIELDS`."""
 RESULT_FIELD = "farpool_result_signature"
 """Field of a job's hash: the signature of its latest result in RQ's stream."""
 COVERED_FIELDS = (
     "farpool", "success_callback_name", "failure_callback_name", "stopped_callback_name",
     "webhooks",
 )  # fmt: skip
-"""Fields of a job's hash that its signature covers besides the data: our tag, and what else RQ's
-code would call."""
+"""Fields of a job's hash that its signature covers besides the data: farpool's tag, and the
+callbacks that RQ's code would call."""
 
+Kind = Literal[b"sealed", b"failure", b"retry"]
+"""An outcome; a traceback, encoded as in RQ's stream of results; a job's last `Retry`, pickled."""
 _SEALED = b"S"
 _SIZE = 32
 _BLOCK = 64
 
 
 class Key:
-    """Makes HMAC-SHA256 codes (RFC 2104), in half the time of copies of `hmac.new(key)`.
+    """Makes HMAC-SHA256 codes (RFC 2104), twice as fast as copies of `hmac.new(key)`.
 
     Args:
         secret: of any length.
@@ -62,7 +65,7 @@ class Key:
 
 
 class Signer:
-    """Signs with the first key, and accepts what any of the keys has signed.
+    """Signs with the first key, and accepts signatures of all keys.
 
     Args:
         keys: the secrets, of any length.
@@ -80,15 +83,19 @@ class Signer:
                     return True
         return False
 
+    def sign(self, kind: Kind, job_id: str, data: bytes) -> bytes:
+        """Return the signature of one kind of data of a job."""
+        return self._sign(_head(kind, job_id), data)
+
     def seal(self, name: str, data: bytes) -> bytes:
-        """Return bytes with their signature as what goes by this name."""
+        """Return bytes with their signature under this name."""
         return b"".join((_SEALED, self._sign(_head(b"sealed", name), data), data))
 
     def open(self, name: str, sealed: bytes) -> bytes:
-        """Return what `seal` was given.
+        """Return the bytes that `seal` was given.
 
         Raises:
-            SignatureError: nobody with the secret has sealed it under this name.
+            SignatureError: no holder of the secret sealed them under this name.
         """
         signature = self.signature_of(sealed) if sealed[:1] == _SEALED else None
         data = sealed[1 + _SIZE :]
@@ -97,67 +104,57 @@ class Signer:
         return data
 
     def sign_job(self, job_id: str, tag: str, data: bytes) -> bytes:
-        """Return the signature of a job around which nothing else is called."""
+        """Return the signature of a job without callbacks."""
         return self._sign(_job(job_id, (tag.encode(),)), data)
 
     def check_job(
         self, job_id: str, signature: bytes | None, covered: Sequence[bytes | None], data: bytes
     ) -> None:
-        """Make sure that a job is as its producer wrote it.
+        """Check the signature of a job.
 
         Args:
-            covered: the values of the COVERED_FIELDS, as far as there are any.
-            data: its data, not compressed.
+            job_id: its id.
+            signature: the signature in its hash, if any.
+            covered: the values of the COVERED_FIELDS, None for missing ones.
+            data: its data, decompressed.
 
         Raises:
-            SignatureError: it is not.
+            SignatureError: no holder of the secret signed it.
         """
         if not self._accepts(signature, _job(job_id, covered), data):
             raise SignatureError(refusal(f"job {job_id}", signed=signature is not None))
 
     def sign_covered(self, job_id: str, covered: Sequence[bytes | None], data: bytes) -> bytes:
-        """Return the signature of a job as `check_job` looks at it."""
+        """Return the signature that `check_job` expects."""
         return self._sign(_job(job_id, covered), data)
-
-    def sign_failure(self, job_id: str, record: bytes) -> bytes:
-        """Return the signature of a failure's traceback, encoded as in RQ's stream of results."""
-        return self._sign(_head(b"failure", job_id), record)
-
-    def sign_retry(self, job_id: str, written: bytes) -> bytes:
-        """Return the signature of the end of a job that asked for more runs than it may have."""
-        return self._sign(_head(b"retry", job_id), written)
 
     @staticmethod
     def signature_of(sealed: bytes) -> bytes:
-        """Return the signature in what `seal` returned."""
+        """Return the signature in sealed bytes."""
         return sealed[1 : 1 + _SIZE]
-
-    def sign_outcome(self, job_id: str, data: bytes) -> bytes:
-        """Return the signature that `seal` gives a job's outcome."""
-        return self._sign(_head(b"sealed", job_id), data)
 
     def check_record(
         self, job_id: str, fields: Mapping[bytes, bytes], signature: bytes | None
     ) -> None:
-        """Make sure that an entry in RQ's stream of a job's results is as a node wrote it.
+        """Check the signature of an entry in RQ's stream of a job's results.
 
         Raises:
-            SignatureError: it is not.
+            SignatureError: no holder of the secret signed it.
         """
+        signed = signature is not None
         failed, returned = fields.get(b"exc_string"), fields.get(b"return_value")
         # RQ's Result reads both fields, whatever its type is.
         match fields.get(b"type"):
             case b"1" if failed is None:
-                right = self._accepts(signature, _head(b"sealed", job_id), _outcome(returned))
+                head, data = _head(b"sealed", job_id), _outcome(returned)
             case b"5" if failed is None:
-                right = self._accepts(signature, _head(b"retry", job_id), _decoded(returned))
+                head, data = _head(b"retry", job_id), _decoded(returned)
             case b"2" if returned is None:
-                right = self._accepts(signature, _head(b"failure", job_id), failed or b"")
+                head, data = _head(b"failure", job_id), failed or b""
             case _:
-                right = False
-        if not right:
-            what = f"the result of job {job_id}"
-            raise SignatureError(refusal(what, signed=signature is not None))
+                head, data, signature = b"", b"", None
+        if not self._accepts(signature, head, data):
+            raise SignatureError(refusal(f"the result of job {job_id}", signed=signed))
 
 
 def _outcome(value: bytes | None) -> bytes:
@@ -172,7 +169,7 @@ def _decoded(value: bytes | None) -> bytes:
 
 
 def refusal(what: str, *, signed: bool) -> str:
-    """Say why something is refused, and what to do."""
+    """Return the message for refused data: the reason, and the remedy."""
     why = "was signed with another secret, or altered" if signed else "is not signed"
     return (
         f"{what} {why}: it is refused; give whoever wrote it the same secret "
@@ -181,29 +178,29 @@ def refusal(what: str, *, signed: bool) -> str:
 
 
 def unsealed(data: bytes) -> bytes:
-    """Return what `Signer.seal` was given, for those who have no secret and check nothing."""
+    """Return the bytes that `Signer.seal` was given, unchecked, for readers without a secret."""
     return data[1 + _SIZE :] if data[:1] == _SEALED else data
 
 
 def _head(kind: bytes, job_id: str) -> bytes:
-    """Return what goes before signed bytes, so that they are signed as this and nothing else."""
+    """Return the prefix of signed bytes, so that their signature holds for one purpose only."""
     return kind + _part(job_id.encode())
 
 
 def _job(job_id: str, covered: Sequence[bytes | None]) -> bytes:
-    # RQ's code looks at the callbacks of our own jobs too, which never have any.
+    # RQ's code reads the callbacks of every job; those of farpool's own never have any.
     if len(covered) > 1 and any(covered[1:]):
         return _head(b"rq", job_id) + b"".join(_part(value or b"") for value in covered)
     return _head(b"job", job_id) + _part(covered[0] or b"")
 
 
 def _part(data: bytes) -> bytes:
-    # With their lengths before them, no two lists of parts read the same.
+    # The length goes first, so that different lists of parts never give the same bytes.
     return b" %d %b" % (len(data), data)
 
 
 def digest(data: bytes) -> bytes:
-    """Return what stands for bytes in something that is signed itself."""
+    """Return a digest that stands for bytes within signed data."""
     return hashlib.sha256(data).digest()
 
 
@@ -211,15 +208,15 @@ _kept: Signer | None = None
 
 
 def keep() -> None:
-    """Go on with the secret of now in this process, whatever its tasks do to the environment."""
+    """Keep the current secret in this process, whatever its tasks do to the environment."""
     global _kept
-    # What cannot be used is told to who needs it.
+    # Raised again for the first caller that needs the signer.
     with contextlib.suppress(ConfigError):
         _kept = from_environment()
 
 
 def from_environment() -> Signer | None:
-    """Return the signer that FARPOOL_SECRET or FARPOOL_SECRET_FILE asks for; None without them.
+    """Return the signer of FARPOOL_SECRET or FARPOOL_SECRET_FILE; None if neither is set.
 
     Raises:
         ConfigError: the secret cannot be used, or the file cannot be read.
@@ -243,10 +240,10 @@ def _signer(secret: str, file: str) -> Signer | None:
 
 def _keys(words: Sequence[str], where: str) -> Iterable[str]:
     if not words:
-        raise ConfigError(f"there is no secret in {where}")
+        raise ConfigError(f"{where} holds no secret; write one into it, or unset the variable")
     if any(len(word) < MINIMUM_CHARACTERS for word in words):
         raise ConfigError(
-            f"a secret in {where} has less than {MINIMUM_CHARACTERS} characters; make one with: "
+            f"a secret in {where} has fewer than {MINIMUM_CHARACTERS} characters; make one with: "
             'python -c "import secrets; print(secrets.token_hex(32))"'
         )
     return words

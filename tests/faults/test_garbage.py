@@ -131,7 +131,7 @@ def test_a_queue_that_is_no_list_is_named_and_served_again(
     queue = Queue(url=url)
     client.set(keys.queue("other"), "something else", ex=60)
     assert queue.enqueue(tasks.square, 3).get(20) == 9
-    wait_for(lambda: "queue 'other', whose key is no list" in node.output)
+    wait_for(lambda: "queue 'other': its key is not a list" in node.output)
     client.delete(keys.queue("other"))
     assert Queue("other", url=url).enqueue(tasks.square, 4).get(20) == 16
 

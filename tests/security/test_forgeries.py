@@ -158,7 +158,7 @@ def test_little_data_does_not_become_much_before_it_is_checked(
     assert job.get(20) == len(zeros)
     assert farpool.Job.fetch(job.id, connection=client).args == (zeros,)
     wait_for(lambda: forged.is_failed)
-    assert "not whole, or too large" in node.output
+    assert "cut short, or too large" in node.output
 
 
 def test_what_a_node_refuses_when_it_stops_is_not_left_in_its_hands(

@@ -125,7 +125,7 @@ def test_where_nobody_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 @pytest.fixture
 def running_node(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A node that takes `tmp_path` for its machine and minds 100 MiB, of which there are 200."""
-    monkeypatch.setattr("farpool.worker.memory_guard.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("farpool.worker.memory_guard.CHECK_SECONDS", 0.0)
     node = Node(NodeConfig(url, processes=1, min_free_memory=100 * MIB))
     node._memory = MemoryGuard(100 * MIB, machine(tmp_path, 200))
     thread = threading.Thread(target=node.run)

@@ -30,16 +30,18 @@ from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.frames import Task
 from farpool.shared.pipe.marks import Marks
-from farpool.shared.processes.dispatcher import (
+from farpool.shared.processes.dispatcher import Dispatcher
+from farpool.shared.processes.events import (
+    Blocked,
+    Broken,
     Crashed,
-    Dispatcher,
     Done,
     Printed,
     Result,
     TimedOut,
 )
-from farpool.shared.processes.events import Blocked, Broken
 from farpool.shared.processes.process import Process
+from farpool.shared.processes.states import READY, Cause
 from tests.support import tasks
 from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
@@ -103,7 +105,9 @@ def pids(dispatcher: Dispatcher) -> set[int]:
 
 
 def wait_ready(dispatcher: Dispatcher) -> None:
-    step_until(dispatcher, lambda _: all(child.ready for child in dispatcher.pool.processes))
+    step_until(
+        dispatcher, lambda _: all(child.state is READY for child in dispatcher.pool.processes)
+    )
 
 
 def run_blocking(dispatcher: Dispatcher, marker: Path) -> int:
@@ -317,7 +321,9 @@ def test_whom_a_death_is_charged_to(garbled: bool, charged: str) -> None:
     flags = {"3": frames.ONCE, "4": frames.ONCE}
     sent = [Task(int(key), flags.get(key, 0), 0.0, key, b"", key) for key in "1234"]
     marks = Marks(cursor=3)
-    child = Process(None, socket.socket(), marks, deque(sent), garbled=garbled)
+    child = Process(
+        None, socket.socket(), marks, READY, Cause.GARBLED if garbled else Cause.DIED, deque(sent)
+    )
     child.sock.close()
     assert "".join(task.key for task in child.charged()) == charged
 
@@ -470,9 +476,9 @@ def test_what_is_taken_back_does_not_run(start: Start, tmp_path: Path) -> None:
     waiting = appends(log, 300)
     dispatcher.add(waiting)
     dispatcher.step(0)
-    assert 1 < dispatcher.sent < 300
+    assert 1 < dispatcher.unanswered < 300
     assert dispatcher.take_back() == waiting
-    assert dispatcher.sent == 1
+    assert dispatcher.unanswered == 1
     # The child comes to this one only after those that were taken from it.
     dispatcher.add([task(tasks.append, str(log), "last", key="last")])
     unblock(marker)

@@ -61,8 +61,8 @@ def test_things_of_different_kinds_have_different_signatures(name: str, data: by
     made = (
         OURS.sign_covered(name, job, data),
         OURS.sign_covered(name, called, data),
-        OURS.sign_outcome(name, data),
-        OURS.sign_failure(name, data),
+        OURS.sign(b"sealed", name, data),
+        OURS.sign(b"failure", name, data),
     )
     assert len(set(made)) == len(made)
 
@@ -115,7 +115,7 @@ def test_the_secret_comes_from_the_environment(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("short", "less than 16 characters"), (" \n", "there is no secret"), (None, "cannot read")],
+    [("short", "fewer than 16 characters"), (" \n", "holds no secret"), (None, "cannot read")],
 )
 def test_a_secret_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, message: str
