@@ -34,7 +34,7 @@ from farpool.shared.processes.events import (
     Returned,
     TimedOut,
 )
-from farpool.shared.processes.process import Process, Reaper, describe_exit
+from farpool.shared.processes.process import Process, describe_exit
 from farpool.shared.processes.states import BLOCKED, KILLED, LEAVING, READY, STARTING, Cause
 from farpool.shared.processes.wakeup import Wakeup
 
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
 _RETRY_SECONDS = 1.0
+LEAVE_SECONDS = 10.0
+"""A released child is killed after this time: a task may have left a thread running."""
 SPARE_SECONDS = 1.0
 """A spare child is kept idle this long, in case that another one is blocked."""
 _SPARES, _LEAST_SPARES = 4, 32
@@ -80,7 +82,7 @@ class ProcessPool:
         self._failed_starts = 0
         self._restart_at = 0.0
         self._events: list[Event] = []
-        self._reaper = Reaper(self._selector)
+        self._leaving: list[Process] = []
         self._wakeup = Wakeup()
         self.wake = self._wakeup.wake
         """Makes `poll` return; may be called from any thread and from a signal handler."""
@@ -173,7 +175,7 @@ class ProcessPool:
                 continue
             process = key.data
             if process.state is LEAVING:
-                # Its pipe and its sentinel were both in this batch.
+                # Released within this batch of events, or it has exited since.
                 continue
             if mask & selectors.EVENT_WRITE:
                 process.write()
@@ -187,7 +189,7 @@ class ProcessPool:
                 self._events.extend(self._read(process, exited))
         if len(self.processes) > self.size:
             self._release_spares()
-        self._reaper.reap()
+        self._reap()
         events, self._events = self._events, []
         return events
 
@@ -310,13 +312,29 @@ class ProcessPool:
             self._restart()
 
     def _release(self, process: Process, cause: Cause) -> None:
-        """Close a child's pipe, which ends the child; the reaper waits for its exit."""
+        """Close a child's pipe, which ends the child; `_reap` notices its exit."""
         process.move(cause)
         self.processes.remove(process)
         self._set_awaited(process, frozenset())
         self._selector.unregister(process)
         process.sock.close()
-        self._reaper.add(process)
+        process.since = time.monotonic()
+        self._leaving.append(process)
+
+    def _reap(self) -> None:
+        """Forget the released children that have exited; kill those that take too long."""
+        overdue = time.monotonic() - LEAVE_SECONDS
+        for process in list(self._leaving):
+            if process.since <= overdue:
+                process.kill()
+            if process.process.exitcode is not None:
+                if not process.orphaned:
+                    self._selector.unregister(process.process.sentinel)
+                # The processes that it started, and left running, end with it.
+                process.kill()
+                process.process.join()
+                process.move(Cause.EXITED)
+                self._leaving.remove(process)
 
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
@@ -328,11 +346,11 @@ class ProcessPool:
             if process.state is not LEAVING:
                 process.move(Cause.STOPPED)
         deadline = time.monotonic() + timeout
-        for process in self.processes + self._reaper.processes:
+        for process in self.processes + self._leaving:
             if timeout > 0:
                 process.process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-        for processes in (self.processes, self._reaper.processes):
+        for processes in (self.processes, self._leaving):
             while processes:
                 processes[-1].process.join(_EXIT_SECONDS)
                 processes[-1].sock.close()
