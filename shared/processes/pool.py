@@ -24,16 +24,7 @@ from farpool.shared.child import preload
 from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.marks import Marks
-from farpool.shared.processes.events import (
-    Blocked,
-    Broken,
-    Crashed,
-    Done,
-    Event,
-    Printed,
-    Returned,
-    TimedOut,
-)
+from farpool.shared.processes import events
 from farpool.shared.processes.process import Process, describe_exit
 from farpool.shared.processes.states import BLOCKED, KILLED, LEAVING, READY, STARTING, Cause
 from farpool.shared.processes.wakeup import Wakeup
@@ -75,13 +66,13 @@ class ProcessPool:
     ) -> None:
         self.size = size
         self.processes: list[Process] = []
-        self.broken: Broken | None = None
+        self.broken: events.Broken | None = None
         self._config = config
         self._context: Any = context or preload.context(config.preload)
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
         self._restart_at = 0.0
-        self._events: list[Event] = []
+        self._events: list[events.Event] = []
         self._leaving: list[Process] = []
         self._wakeup = Wakeup()
         self.wake = self._wakeup.wake
@@ -156,11 +147,11 @@ class ProcessPool:
         self._watch_writes(process)
 
     def _watch_writes(self, process: Process) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.writing else 0)
-        if self._selector.get_key(process).events != events:
-            self._selector.modify(process, events, process)
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.writing else 0)
+        if self._selector.get_key(process).events != mask:
+            self._selector.modify(process, mask, process)
 
-    def poll(self, timeout: float | None) -> list[Event]:
+    def poll(self, timeout: float | None) -> list[events.Event]:
         """Wait for children for up to `timeout` seconds; returns their events.
 
         If it raises, the next call returns the events that it had seen.
@@ -190,8 +181,8 @@ class ProcessPool:
         if len(self.processes) > self.size:
             self._release_spares()
         self._reap()
-        events, self._events = self._events, []
-        return events
+        seen, self._events = self._events, []
+        return seen
 
     def _release_spares(self) -> None:
         """Release the children that have been idle since a blocked one went on."""
@@ -200,7 +191,7 @@ class ProcessPool:
             if process.state is READY and not process.unanswered and process.since <= overdue:
                 self._release(process, Cause.SPARE)
 
-    def _read(self, process: Process, exited: bool) -> Iterator[Event]:
+    def _read(self, process: Process, exited: bool) -> Iterator[events.Event]:
         """Handle the replies in a child's pipe, and its death at their end."""
         while True:
             try:
@@ -224,7 +215,7 @@ class ProcessPool:
             if len(data) < _READ_BYTES and not exited:
                 return
 
-    def _replied(self, process: Process, reply: frames.Reply) -> Iterator[Event]:
+    def _replied(self, process: Process, reply: frames.Reply) -> Iterator[events.Event]:
         """Handle one reply: the child moves to another state, or has an answer for a task.
 
         Raises:
@@ -238,19 +229,19 @@ class ProcessPool:
         elif kind == frames.BROKEN:
             self._release(process, Cause.BROKEN)
             if self.broken is None:
-                self.broken = Broken(reply.body, reply.text.decode("utf-8", "replace"))
+                self.broken = events.Broken(reply.body, reply.text.decode("utf-8", "replace"))
                 yield self.broken
         elif kind == frames.OUTPUT:
             running = next((t for t in process.unanswered if t.token == reply.token), None)
             if running is not None:
-                yield Printed(running, process.pid, reply.text.decode("utf-8", "replace"))
+                yield events.Printed(running, process.pid, reply.text.decode("utf-8", "replace"))
         elif kind in (frames.BLOCKED, frames.RESUMED):
             queues = reply.body.decode("utf-8", "replace").split("\n")
             yield from self._waits(process, frozenset(queues if kind == frames.BLOCKED else ()))
         elif kind == frames.RETIRED:
             self._release(process, Cause.RETIRED)
             if process.unanswered:
-                yield Returned(list(process.unanswered))
+                yield events.Returned(list(process.unanswered))
             self._restart()
         else:
             process.since = time.monotonic()
@@ -258,12 +249,12 @@ class ProcessPool:
             if task is None:
                 return
             if kind == frames.RETURNED:
-                yield Returned([task])
+                yield events.Returned([task])
             else:
                 process.done += 1
-                yield Done(task, reply.checked(), process.pid)
+                yield events.Done(task, reply.checked(), process.pid)
 
-    def _waits(self, process: Process, queues: blocking.Awaited) -> Iterator[Event]:
+    def _waits(self, process: Process, queues: blocking.Awaited) -> Iterator[events.Event]:
         """Note that a child's task waits for tasks of `queues`, or no longer for any.
 
         A node's child is blocked then: its other tasks return, and a spare takes its place.
@@ -275,8 +266,8 @@ class ProcessPool:
         if (process.state is BLOCKED) != bool(queues):
             process.move(Cause.WAITS if queues else Cause.RESUMED)
         if queues:
-            yield Returned(process.take_back())
-            yield Blocked(process.pid)
+            yield events.Returned(process.take_back())
+            yield events.Blocked(process.pid)
             self._restart()
 
     def _set_awaited(self, process: Process, queues: blocking.Awaited) -> None:
@@ -287,7 +278,7 @@ class ProcessPool:
             blocking.end(queue)
         process.awaited = queues
 
-    def _lost(self, process: Process, cause: Cause) -> Iterator[Event]:
+    def _lost(self, process: Process, cause: Cause) -> Iterator[events.Event]:
         """Report a child whose pipe has ended, make sure that it is dead, and start another."""
         started = process.state is not STARTING
         self._release(process, cause)
@@ -297,16 +288,16 @@ class ProcessPool:
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
         charged = process.charged()
-        yield Returned([task for task in process.unanswered if task not in charged])
+        yield events.Returned([task for task in process.unanswered if task not in charged])
         if charged and process.timed_out():
-            yield TimedOut(charged.pop(0), process.pid)
+            yield events.TimedOut(charged.pop(0), process.pid)
         for task in charged:
-            yield Crashed(task, process.pid, reason)
+            yield events.Crashed(task, process.pid, reason)
         if not started:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:
                 text = f"{START_TRIES} child processes in a row died while starting"
-                self.broken = Broken(b"", f"{text}; the last {reason}")
+                self.broken = events.Broken(b"", f"{text}; the last {reason}")
                 yield self.broken
         if self.broken is None:
             self._restart()
