@@ -24,17 +24,8 @@ from farpool.shared.child import preload
 from farpool.shared.errors import PayloadError
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.marks import Marks
-from farpool.shared.processes.events import (
-    Blocked,
-    Broken,
-    Crashed,
-    Done,
-    Event,
-    Printed,
-    Returned,
-    TimedOut,
-)
-from farpool.shared.processes.process import Process, Reaper, describe_exit
+from farpool.shared.processes import events
+from farpool.shared.processes.process import Process, describe_exit
 from farpool.shared.processes.states import BLOCKED, KILLED, LEAVING, READY, STARTING, Cause
 from farpool.shared.processes.wakeup import Wakeup
 
@@ -43,6 +34,8 @@ log = logging.getLogger(__name__)
 START_TRIES = 3
 """Children in a row that may die before they are ready; then the pool gives up."""
 _RETRY_SECONDS = 1.0
+LEAVE_SECONDS = 10.0
+"""A released child is killed after this time: a task may have left a thread running."""
 SPARE_SECONDS = 1.0
 """A spare child is kept idle this long, in case that another one is blocked."""
 _SPARES, _LEAST_SPARES = 4, 32
@@ -73,14 +66,14 @@ class ProcessPool:
     ) -> None:
         self.size = size
         self.processes: list[Process] = []
-        self.broken: Broken | None = None
+        self.broken: events.Broken | None = None
         self._config = config
         self._context: Any = context or preload.context(config.preload)
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
         self._restart_at = 0.0
-        self._events: list[Event] = []
-        self._reaper = Reaper(self._selector)
+        self._events: list[events.Event] = []
+        self._leaving: list[Process] = []
         self._wakeup = Wakeup()
         self.wake = self._wakeup.wake
         """Makes `poll` return; may be called from any thread and from a signal handler."""
@@ -154,11 +147,11 @@ class ProcessPool:
         self._watch_writes(process)
 
     def _watch_writes(self, process: Process) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.writing else 0)
-        if self._selector.get_key(process).events != events:
-            self._selector.modify(process, events, process)
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.writing else 0)
+        if self._selector.get_key(process).events != mask:
+            self._selector.modify(process, mask, process)
 
-    def poll(self, timeout: float | None) -> list[Event]:
+    def poll(self, timeout: float | None) -> list[events.Event]:
         """Wait for children for up to `timeout` seconds; returns their events.
 
         If it raises, the next call returns the events that it had seen.
@@ -173,7 +166,7 @@ class ProcessPool:
                 continue
             process = key.data
             if process.state is LEAVING:
-                # Its pipe and its sentinel were both in this batch.
+                # Released within this batch of events, or it has exited since.
                 continue
             if mask & selectors.EVENT_WRITE:
                 process.write()
@@ -187,9 +180,9 @@ class ProcessPool:
                 self._events.extend(self._read(process, exited))
         if len(self.processes) > self.size:
             self._release_spares()
-        self._reaper.reap()
-        events, self._events = self._events, []
-        return events
+        self._reap()
+        seen, self._events = self._events, []
+        return seen
 
     def _release_spares(self) -> None:
         """Release the children that have been idle since a blocked one went on."""
@@ -198,7 +191,7 @@ class ProcessPool:
             if process.state is READY and not process.unanswered and process.since <= overdue:
                 self._release(process, Cause.SPARE)
 
-    def _read(self, process: Process, exited: bool) -> Iterator[Event]:
+    def _read(self, process: Process, exited: bool) -> Iterator[events.Event]:
         """Handle the replies in a child's pipe, and its death at their end."""
         while True:
             try:
@@ -222,7 +215,7 @@ class ProcessPool:
             if len(data) < _READ_BYTES and not exited:
                 return
 
-    def _replied(self, process: Process, reply: frames.Reply) -> Iterator[Event]:
+    def _replied(self, process: Process, reply: frames.Reply) -> Iterator[events.Event]:
         """Handle one reply: the child moves to another state, or has an answer for a task.
 
         Raises:
@@ -236,19 +229,19 @@ class ProcessPool:
         elif kind == frames.BROKEN:
             self._release(process, Cause.BROKEN)
             if self.broken is None:
-                self.broken = Broken(reply.body, reply.text.decode("utf-8", "replace"))
+                self.broken = events.Broken(reply.body, reply.text.decode("utf-8", "replace"))
                 yield self.broken
         elif kind == frames.OUTPUT:
             running = next((t for t in process.unanswered if t.token == reply.token), None)
             if running is not None:
-                yield Printed(running, process.pid, reply.text.decode("utf-8", "replace"))
+                yield events.Printed(running, process.pid, reply.text.decode("utf-8", "replace"))
         elif kind in (frames.BLOCKED, frames.RESUMED):
             queues = reply.body.decode("utf-8", "replace").split("\n")
             yield from self._waits(process, frozenset(queues if kind == frames.BLOCKED else ()))
         elif kind == frames.RETIRED:
             self._release(process, Cause.RETIRED)
             if process.unanswered:
-                yield Returned(list(process.unanswered))
+                yield events.Returned(list(process.unanswered))
             self._restart()
         else:
             process.since = time.monotonic()
@@ -256,12 +249,12 @@ class ProcessPool:
             if task is None:
                 return
             if kind == frames.RETURNED:
-                yield Returned([task])
+                yield events.Returned([task])
             else:
                 process.done += 1
-                yield Done(task, reply.checked(), process.pid)
+                yield events.Done(task, reply.checked(), process.pid)
 
-    def _waits(self, process: Process, queues: blocking.Awaited) -> Iterator[Event]:
+    def _waits(self, process: Process, queues: blocking.Awaited) -> Iterator[events.Event]:
         """Note that a child's task waits for tasks of `queues`, or no longer for any.
 
         A node's child is blocked then: its other tasks return, and a spare takes its place.
@@ -273,8 +266,8 @@ class ProcessPool:
         if (process.state is BLOCKED) != bool(queues):
             process.move(Cause.WAITS if queues else Cause.RESUMED)
         if queues:
-            yield Returned(process.take_back())
-            yield Blocked(process.pid)
+            yield events.Returned(process.take_back())
+            yield events.Blocked(process.pid)
             self._restart()
 
     def _set_awaited(self, process: Process, queues: blocking.Awaited) -> None:
@@ -285,7 +278,7 @@ class ProcessPool:
             blocking.end(queue)
         process.awaited = queues
 
-    def _lost(self, process: Process, cause: Cause) -> Iterator[Event]:
+    def _lost(self, process: Process, cause: Cause) -> Iterator[events.Event]:
         """Report a child whose pipe has ended, make sure that it is dead, and start another."""
         started = process.state is not STARTING
         self._release(process, cause)
@@ -295,28 +288,44 @@ class ProcessPool:
         process.process.join(_EXIT_SECONDS)
         reason = describe_exit(process)
         charged = process.charged()
-        yield Returned([task for task in process.unanswered if task not in charged])
+        yield events.Returned([task for task in process.unanswered if task not in charged])
         if charged and process.timed_out():
-            yield TimedOut(charged.pop(0), process.pid)
+            yield events.TimedOut(charged.pop(0), process.pid)
         for task in charged:
-            yield Crashed(task, process.pid, reason)
+            yield events.Crashed(task, process.pid, reason)
         if not started:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES and self.broken is None:
                 text = f"{START_TRIES} child processes in a row died while starting"
-                self.broken = Broken(b"", f"{text}; the last {reason}")
+                self.broken = events.Broken(b"", f"{text}; the last {reason}")
                 yield self.broken
         if self.broken is None:
             self._restart()
 
     def _release(self, process: Process, cause: Cause) -> None:
-        """Close a child's pipe, which ends the child; the reaper waits for its exit."""
+        """Close a child's pipe, which ends the child; `_reap` notices its exit."""
         process.move(cause)
         self.processes.remove(process)
         self._set_awaited(process, frozenset())
         self._selector.unregister(process)
         process.sock.close()
-        self._reaper.add(process)
+        process.since = time.monotonic()
+        self._leaving.append(process)
+
+    def _reap(self) -> None:
+        """Forget the released children that have exited; kill those that take too long."""
+        overdue = time.monotonic() - LEAVE_SECONDS
+        for process in list(self._leaving):
+            if process.since <= overdue:
+                process.kill()
+            if process.process.exitcode is not None:
+                if not process.orphaned:
+                    self._selector.unregister(process.process.sentinel)
+                # The processes that it started, and left running, end with it.
+                process.kill()
+                process.process.join()
+                process.move(Cause.EXITED)
+                self._leaving.remove(process)
 
     def stop(self, timeout: float = 0.0) -> None:
         """End all children: idle ones at once, busy ones killed after `timeout` seconds."""
@@ -328,11 +337,11 @@ class ProcessPool:
             if process.state is not LEAVING:
                 process.move(Cause.STOPPED)
         deadline = time.monotonic() + timeout
-        for process in self.processes + self._reaper.processes:
+        for process in self.processes + self._leaving:
             if timeout > 0:
                 process.process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-        for processes in (self.processes, self._reaper.processes):
+        for processes in (self.processes, self._leaving):
             while processes:
                 processes[-1].process.join(_EXIT_SECONDS)
                 processes[-1].sock.close()

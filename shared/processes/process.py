@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
-import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -181,41 +179,3 @@ def describe_exit(process: Process) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
-
-
-LEAVE_SECONDS = 10.0
-"""A released child is killed after this time: a task may have left a thread running."""
-
-
-class Reaper:
-    """The released children, until they exit; it never blocks.
-
-    Args:
-        selector: where their owner waits; it calls `reap` when one has exited.
-    """
-
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self.processes: list[Process] = []
-        self._selector = selector
-
-    def add(self, process: Process) -> None:
-        """Wait for the exit of one more child, whose pipe is closed."""
-        process.since = time.monotonic()
-        if not process.orphaned:
-            self._selector.modify(process.process.sentinel, selectors.EVENT_READ, self.reap)
-        self.processes.append(process)
-
-    def reap(self) -> None:
-        """Forget the children that have exited; kill those that take too long."""
-        overdue = time.monotonic() - LEAVE_SECONDS
-        for process in list(self.processes):
-            if process.since <= overdue:
-                process.kill()
-            if process.process.exitcode is not None:
-                if not process.orphaned:
-                    self._selector.unregister(process.process.sentinel)
-                # Whatever it started and left running ends with it.
-                process.kill()
-                process.process.join()
-                process.move(Cause.EXITED)
-                self.processes.remove(process)

@@ -95,7 +95,7 @@ def test_a_serializer_of_ones_own_is_given_only_what_is_signed(
     found: Any = queue.fetch_job(job.id)
     assert found.args == (1,)
     assert "unserialized" in found.meta
-    with pytest.raises(SignatureError, match="refused where nothing is signed"):
+    with pytest.raises(SignatureError, match="refused because it is not signed"):
         found.return_value()
     found.delete()
     assert not mark.exists()

@@ -101,7 +101,7 @@ class Children(RuleBasedStateMachine):
                 assert result.task.key not in self.ended
                 self.ended.add(result.task.key)
         pools = self.dispatcher.pool
-        for process in [*pools.processes, *pools._reaper.processes]:
+        for process in [*pools.processes, *pools._leaving]:
             if process not in self.seen:
                 self.seen.append(process)
 
@@ -170,7 +170,7 @@ class Children(RuleBasedStateMachine):
     def states_and_lists_agree(self) -> None:
         pool = self.dispatcher.pool
         assert [process for process in self.seen if process.state in OPEN] == pool.processes
-        assert {process.state for process in pool._reaper.processes} <= {LEAVING}
+        assert {process.state for process in pool._leaving} <= {LEAVING}
         for process in self.seen:
             assert (process.ended_by is None) == (process.state in (STARTING, READY, BLOCKED))
             if process.state is BLOCKED:

@@ -356,7 +356,7 @@ def test_a_clock_that_a_task_has_broken_is_not_believed(start: Start, now: float
 def test_a_child_that_does_not_come_to_its_end_is_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farpool.shared.processes.process.LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr("farpool.shared.processes.pool.LEAVE_SECONDS", 0.1)
     dispatcher = start(1, max_tasks=1)
     [pid] = pids(dispatcher)
     dispatcher.add([task(tasks.leave_a_thread)])
