@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ from farpool.shared.child.chunks import ChunkCodec, Kind
 from farpool.shared.defaults import INLINE_BYTES, MAX_PAYLOAD
 from farpool.shared.errors import ConfigError, NoResultError, PayloadError
 from farpool.shared.pickling import payload
-from farpool.shared.pickling.outcome import Failure
 from farpool.shared.records import NewJob, Reference, Tag
 from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect, url_or_default
@@ -94,24 +93,31 @@ def start(
     record = DetachedCall(
         backend.queue, len(items), 1 if options.timeout else chunksize, single=kind == "call"
     )
+    call_id = secrets.token_hex(8)
+    tag = Tag(
+        call_id, announce=True, chunk=True, attempts=options.max_attempts,
+        limit=options.timeout or 0.0, once=options.max_attempts == 1,
+    )  # fmt: skip
     with contextlib.closing(connect(backend.url)) as client:
-        call_id = _send(Broker(client), backend, func, kind, items, record, options)
+        broker = Broker(client)
+        codec = _store(broker, call_id, record, backend, func, kind)
+        for batch in _batches(codec, name_of(func), items, record, call_id):
+            broker.enqueue(record.queue, batch, tag, timeout=NO_TIMEOUT, result_ttl=RESULT_SECONDS)
     return call_id, record
 
 
-def _send(
+def _store(
     broker: Broker,
+    call_id: str,
+    record: DetachedCall,
     backend: ClusterBackend,
     func: Callable[..., Any],
     kind: Kind,
-    items: Sequence[Any],
-    record: DetachedCall,
-    options: Options,
-) -> str:
-    call_id = secrets.token_hex(8)
-    known = json.dumps(record).encode()
+) -> ChunkCodec:
+    """Store a record, with the large parts that chunks refer to; return the codec of the chunks."""
+    data = json.dumps(record).encode()
     # Sealed under the call's id, so that the record of another call is refused.
-    fields = {_RECORD: broker.signer.seal(call_id, known) if broker.signer else known}
+    fields = {_RECORD: broker.signer.seal(call_id, data) if broker.signer else data}
 
     def inline_or_stored(name: str, data: bytes) -> bytes | Reference:
         if len(data) <= INLINE_BYTES:
@@ -122,19 +128,13 @@ def _send(
 
     setup = None
     if backend.initializer is not None:
-        # The pool may end before the call: the call needs a copy of its own.
+        # The pool may end before the call, which needs a copy of its own.
         setup = backend.namespace, inline_or_stored("initializer", backend.initializer)
     codec = ChunkCodec(func, kind, setup, main_by_value=True, namespace=backend.namespace)
     if isinstance(codec.function, bytes):
         codec.function = inline_or_stored("function", codec.function)
     broker.store(call_id, fields, _RECORD_SECONDS)
-    tag = Tag(
-        call_id, announce=True, chunk=True, attempts=options.max_attempts,
-        limit=options.timeout or 0.0, once=options.max_attempts == 1,
-    )  # fmt: skip
-    for batch in _batches(codec, name_of(func), items, record, call_id):
-        broker.enqueue(record.queue, batch, tag, timeout=NO_TIMEOUT, result_ttl=RESULT_SECONDS)
-    return call_id
+    return codec
 
 
 def _batches(
@@ -172,11 +172,10 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
     where = url_or_default(url)
     if where is None:
         raise ConfigError("no server: give url= or set FARPOOL_URL")
-    stored = None
     with contextlib.closing(connect(where)) as client:
         broker = Broker(client)
-        if isinstance(call_id, str) and _ID.fullmatch(call_id):
-            stored = broker.stored(call_id, _RECORD)
+        valid = isinstance(call_id, str) and _ID.fullmatch(call_id)
+        stored = broker.stored(call_id, _RECORD) if valid else None
     if stored is None:
         raise NoResultError(f"there is no detached call {call_id!r} (any more)")
     known = broker.signer.open(call_id, stored) if broker.signer else signer.unsealed(stored)
@@ -200,8 +199,8 @@ def read_call(call_id: str, data: bytes) -> DetachedCall:
 class DetachedResult(MapResult):
     """The results of a detached call.
 
-    They are collected once the caller asks for any of them, or at once for a callback or a progress
-    bar. They stay on the server for a day, so that several processes can read them.
+    Collecting them begins when the caller asks for any of them, or at once for a callback or a
+    progress bar. They stay on the server for a day, so that several processes can read them.
 
     Args:
         url: the server.
@@ -247,15 +246,14 @@ class DetachedResult(MapResult):
     def _resolve(self, chunk_id: str, data: bytes) -> None:
         start = int(chunk_id.rpartition("-")[2]) * self._record.chunksize
         count = min(self._record.chunksize, self.total - start)
-        failures: Mapping[int, Failure]
         try:
             values, failures, _ = read(data, count)
         except NoResultError:
             self._fail(NoResultError(f"the detached call {self.id} was canceled, or has expired"))
-            return
         except BaseException as error:
-            values, failures = [None] * count, dict.fromkeys(range(count), error)
-        self._put(start, values, failures)
+            self._put(start, [None] * count, dict.fromkeys(range(count), error))
+        else:
+            self._put(start, values, failures)
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         super()._settle(value[0] if self._record.single and value else value, error)

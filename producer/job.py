@@ -17,6 +17,7 @@ from farpool.shared.child import functions
 from farpool.shared.errors import ConfigError, NoResultError, TimeoutError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import blocking
+from farpool.shared.records import NewJob
 from farpool.shared.redis.broker import UNFINISHED, Broker
 from farpool.shared.signing.rq_job import SignedJob
 
@@ -130,6 +131,13 @@ class CallCodec:
             self.head = (payload.dumps(function),)
         else:
             self.target = self.name = name
+
+    def job(
+        self, job_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], description: str | None
+    ) -> NewJob:
+        """Return a job for a call; raises if an argument does not pickle."""
+        text = str(description or "") or self.describe(args, kwargs)
+        return NewJob(job_id, self.data(args, kwargs), text)
 
     def data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Pickle a call; raises if an argument does not pickle."""

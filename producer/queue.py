@@ -37,7 +37,6 @@ _RQ_OPTIONS = {
     "rate_limit", "webhooks", "pipeline", "unique", "args", "kwargs",
 }  # fmt: skip
 _OPTIONS = _BULK_OPTIONS | _RQ_OPTIONS
-_EXPLICIT = {"args", "kwargs"}
 _LONGEST_ID = 512
 _Part = tuple[dict[str, Any], list[NewJob]]
 """Options of `Broker.enqueue`, and the jobs that have them."""
@@ -52,9 +51,9 @@ class Queue(RQQueue):
         url: the server's url; FARPOOL_URL by default.
         max_queued: number of jobs that may wait in the queue; a call that would exceed it raises
             `QueueFullError` and enqueues nothing. The server checks it and enqueues in one step, so
-            other producers cannot come between; enqueue fewer than 10,000 jobs per call then.
-            Calls with options that RQ's own code handles (`depends_on`, `retry`, `job_id`, a
-            pipeline, ...) check the length first, and others may enqueue before they do.
+            other producers cannot come between; keep calls below 10,000 jobs then. Calls with
+            options that RQ's own code handles (`depends_on`, `retry`, `job_id`, a pipeline, ...)
+            check the length first, and other producers may enqueue before they do.
         options: the other options of `rq.Queue`.
 
     Raises:
@@ -110,16 +109,15 @@ class Queue(RQQueue):
             for name in _OPTIONS.intersection(kwargs)
             if (value := kwargs.pop(name)) is not None
         }
-        if not _EXPLICIT.isdisjoint(given):
+        if "args" in given or "kwargs" in given:
             # As in rq, these replace all other arguments of the call.
             args, kwargs = tuple(given.pop("args", ())), given.pop("kwargs", {})
         if not self._is_async or not self._pickles or not _BULK_OPTIONS.issuperset(given):
             given.setdefault("description", call.describe(args, kwargs) if call.head else None)
             given |= {"args": (*call.head, *args), "kwargs": kwargs}
             return cast(Job, super().enqueue(cast(Any, call.target if call.head else f), **given))
-        description = str(given.pop("description", "")) or call.describe(args, kwargs)
         session, job_id = self._new_id()
-        job = NewJob(job_id, call.data(args, kwargs), description)
+        job = call.job(job_id, args, kwargs, given.pop("description", None))
         options, tag = self._checked(given, [job]), Tag(session)
         self._push([(options, [job])], tag)
         return self._job_of(job, tag, options["timeout"])
@@ -177,12 +175,11 @@ class Queue(RQQueue):
             raise TypeError(f"enqueue_map() takes no option {', '.join(sorted(unknown))}")
         session = Session(self._broker)
         call = CallCodec(f)
-        given = str(options.pop("description", None) or "")
+        description = options.pop("description", None)
         jobs = []
         for item in iterable:
             args = tuple(item) if star else (item,)
-            description = given or call.describe(args, {})
-            jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
+            jobs.append(call.job(session.new_id(), args, {}, description))
         self._push([(self._checked(options, jobs), jobs)], Tag(session.id, announce=True))
         ids = [job.id for job in jobs]
         session.expect(self.name, ids)
@@ -209,12 +206,10 @@ class Queue(RQQueue):
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
-                call = calls.get(id(data.func)) or calls.setdefault(
-                    id(data.func), CallCodec(data.func)
-                )
-                args, kwargs = tuple(data.args or ()), data.kwargs or {}
-                description = str(data.description or call.describe(args, kwargs))
-                jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
+                key, args = id(data.func), tuple(data.args or ())
+                call = calls.get(key) or calls.setdefault(key, CallCodec(data.func))
+                job_id = session.new_id()
+                jobs.append(call.job(job_id, args, data.kwargs or {}, data.description))
             parts.append((self._checked(options, jobs), jobs))
         self._push(parts, Tag(session.id))
         return [Job(job.id, connection=self.connection) for _, jobs in parts for job in jobs]

@@ -15,7 +15,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from tqdm import tqdm
 
-from farpool.producer.backends.base import Submission
+from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.session.collector import Break, Collector, Resolve
 from farpool.producer.session.keepalive import KeepAlive
 from farpool.producer.session.session import Session
@@ -34,7 +34,7 @@ NO_TIMEOUT = -1
 """RQ's value for no timeout. Chunks need no other: a chunk ends once nobody wants it any more."""
 
 
-class ClusterBackend:
+class ClusterBackend(Backend):
     """The nodes that serve one queue; see `Backend` for the methods.
 
     One thread collects outcomes, another renews the pool's lease.
@@ -91,20 +91,16 @@ class ClusterBackend:
         self._collector = Collector(self._session)
 
     def start(self, resolve: Resolve, broken: Break) -> None:
-        """See `Backend.start`."""
         self._keepalive.start()
         self._collector.start(resolve, broken)
 
     def new_id(self) -> str:
-        """See `Backend.new_id`."""
         return self._session.new_id()
 
     def workers(self) -> list[Any]:
-        """See `Backend.workers`."""
         return []
 
     def cancel(self, chunks: Collection[str]) -> None:
-        """See `Backend.cancel`."""
         self._session.drop(chunks)
         try:
             self._broker.cancel(self.queue, chunks)
@@ -112,16 +108,13 @@ class ClusterBackend:
             log.warning("could not cancel %d chunks: %s", len(chunks), error)
 
     def store(self, name: str, data: bytes) -> Reference:
-        """See `Backend.store`."""
         return self._keepalive.store(name, data)
 
     def unstore(self, stored: Reference) -> None:
-        """See `Backend.unstore`."""
         if stored[0] == "session":
             self._keepalive.unstore(stored)
 
     def submit(self, chunks: Sequence[Submission]) -> None:
-        """See `Backend.submit`."""
         try:
             self._enqueue(chunks)
         except LeaseEndedError:
@@ -141,7 +134,6 @@ class ClusterBackend:
             )  # fmt: skip
 
     def stop(self, unfinished: Iterable[str]) -> None:
-        """See `Backend.stop`."""
         self._collector.stop()
         try:
             self._broker.cancel(self.queue, unfinished)

@@ -1,4 +1,4 @@
-"""Starts the calls of a pool: chooses chunk sizes and windows, and starts a feeder for each call."""
+"""Starts the calls of a pool: chooses their chunk sizes and windows, and feeds them."""
 
 from __future__ import annotations
 

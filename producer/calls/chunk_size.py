@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 TARGET_SECONDS = 0.02
-"""Duration of an adaptive chunk: long beside the cost of sending it, short enough to spread work."""
+"""Duration of an adaptive chunk: long beside the cost of sending it, short for an even spread."""
 TARGET_BYTES = 1 << 20
 MAX_CHUNK = 20_000
 """Most items per chunk: more would save nothing, and delay the first result."""

@@ -92,8 +92,8 @@ class Feeder:
         deadline = time.monotonic() + _BATCH_SECONDS
         batch: list[Submission] = []
         ended = room == 0
-        size_of_batch = 0
-        while not ended and room > 0 and size_of_batch < _BATCH_BYTES and time.monotonic() < deadline:
+        encoded = 0
+        while not ended and room > 0 and encoded < _BATCH_BYTES and time.monotonic() < deadline:
             size = call.sizer.next(self._items.left)
             if call.by_item and size > room:
                 break
@@ -108,7 +108,7 @@ class Feeder:
                 for chunk, submission in call.cut(start, items):
                     self._in_flight.add(submission.id, chunk)
                     batch.append(submission)
-                    size_of_batch += len(submission.data)
+                    encoded += len(submission.data)
         if batch:
             self._submit(batch)
         if ended and not window.closed:

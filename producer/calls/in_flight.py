@@ -27,8 +27,8 @@ _AT_ONCE = 256
 class InFlight:
     """Owns the chunks of a pool from the moment that they are sent until their outcome has come.
 
-    A task that uses a pool on shared processes may keep its own chunks from running. While chunks
-    are in flight it therefore counts as blocked; see `shared/pipe/blocking.py`.
+    A task that uses a pool whose processes it shares counts as waiting while chunks are in flight,
+    so that a spare process works in its place; see `shared/pipe/blocking.py`.
 
     Args:
         backend: runs the chunks.
