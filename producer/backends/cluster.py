@@ -145,7 +145,7 @@ class ClusterBackend(Backend):
         try:
             self._broker.forget_session(self._session.id)
         except (RedisError, OSError) as error:
-            log.warning("could not remove the session's keys, which expire: %s", error)
+            log.warning("could not remove the session's keys, which will expire: %s", error)
         self._broker.client.close()
 
 

@@ -30,7 +30,7 @@ _FRESH = 0, MAX_ATTEMPTS
 _JOIN_SECONDS = 5.0
 _KILL_SECONDS = 0.05
 _GUARD = (
-    " (processes import the program's main module: what starts the pool has to stand below "
+    " (processes import the program's main module: start the pool below "
     "'if __name__ == \"__main__\":')"
 )
 

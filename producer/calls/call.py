@@ -255,7 +255,7 @@ def read(data: bytes, count: int) -> Results:
         The values, the error outcomes by index, and the duration in seconds.
 
     Raises:
-        PayloadError: the bytes are no outcome of such a chunk.
+        PayloadError: the bytes are malformed.
         BaseException: the error of the chunk as a whole.
     """
     match outcome.result(data):
@@ -266,7 +266,7 @@ def read(data: bytes, count: int) -> Results:
             and all(isinstance(failure, bytes) for failure in failures.values())
         ):
             return values, failures, seconds
-    raise PayloadError(f"the bytes from the server are no outcome of a chunk of {count} items")
+    raise PayloadError(f"the outcome of a chunk of {count} items is malformed")
 
 
 def name_of(func: Callable[..., Any]) -> str:

@@ -59,9 +59,7 @@ class Calls:
         """Start a single call."""
         result = AsyncResult(callback, error_callback)
         items = Items([(tuple(args), dict(kwds))])
-        self._start(
-            result, func, "call", items, options, Window(1), FixedSize(1), at_once=True, store=False
-        )
+        self._start(result, func, "call", items, options, Window(1), FixedSize(1), at_once=True)
         return result
 
     def map(
@@ -142,7 +140,6 @@ class Calls:
         at_once: bool = False,
         by_item: bool = False,
         room: int = 0,
-        store: bool = True,
     ) -> None:
         where = self._backend
         try:
@@ -153,7 +150,7 @@ class Calls:
             return
         call = Call(
             where, codec, name_of(func), sink, options, window, sizer,
-            by_item=by_item, room=room, store=store,
+            by_item=by_item, room=room, store=kind != "call",
         )  # fmt: skip
         if isinstance(sink, AsyncResult):
             sink._call_off = partial(self._cancel, call)

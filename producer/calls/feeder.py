@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 
 from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.calls.call import Call
@@ -61,7 +61,7 @@ class Feeder:
     def run(self) -> None:
         """Send all chunks; return once the last is sent, or nobody wants the rest."""
         try:
-            self._until_sent(self._call.store_function)
+            self._outage.repeat(self._call.store_function, self._wanted)
             while not self._send_some():
                 pass
         except (Exception, SystemExit) as error:
@@ -117,7 +117,7 @@ class Feeder:
 
     def _submit(self, batch: list[Submission]) -> None:
         if self._threaded:
-            self._until_sent(lambda: self._backend.submit(batch))
+            self._outage.repeat(partial(self._backend.submit, batch), self._wanted)
             return
         try:
             self._backend.submit(batch)
@@ -127,9 +127,5 @@ class Feeder:
             # The caller may be an event loop.
             self._in_flight.send_later(submission.id for submission in batch)
 
-    def _until_sent(self, send: Callable[[], None]) -> None:
-        sent = False
-        while not sent and not self._call.window.closed:
-            with self._outage.retrying():
-                send()
-                sent = True
+    def _wanted(self) -> bool:
+        return not self._call.window.closed

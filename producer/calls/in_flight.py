@@ -12,6 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 
 from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.calls.call import Call, InFlightChunk
@@ -189,16 +190,11 @@ class InFlight:
         outage = Outage()
         while ids := self._next_due():
             chunks = [chunk for chunk in map(self._encode, ids) if chunk is not None]
-            sent = not chunks
-            while not (sent or self._ended):
-                try:
-                    with outage.retrying():
-                        self._backend.submit(chunks)
-                        sent = True
-                except Exception as error:
-                    for chunk in chunks:
-                        self._fail(chunk.id, error)
-                    sent = True
+            try:
+                outage.repeat(partial(self._backend.submit, chunks), lambda: not self._ended)
+            except Exception as error:
+                for chunk in chunks:
+                    self._fail(chunk.id, error)
             # While they were sent, their call may have been canceled, or failed by another chunk.
             unwanted = [chunk.id for chunk in chunks if chunk.id not in self._chunks]
             if unwanted and not self._ended:

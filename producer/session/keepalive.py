@@ -81,7 +81,7 @@ class KeepAlive:
             try:
                 self._broker.unstore(self._session, stored[2])
             except (RedisError, OSError) as error:
-                log.warning("could not remove a function, which expires: %s", error)
+                log.warning("could not remove a stored function, which will expire: %s", error)
 
     def stop(self) -> None:
         """Stop renewing the lease."""

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from redis import exceptions
 
@@ -62,3 +62,11 @@ class Outage:
             if self._reason:
                 log.warning("the server answers again")
             self._reason = ""
+
+    def repeat(self, action: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Call `action` until it succeeds, or is no longer `wanted`; raises as `retrying` does."""
+        done = False
+        while not done and wanted():
+            with self.retrying():
+                action()
+                done = True
