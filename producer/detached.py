@@ -90,9 +90,9 @@ def start(
         chunksize = max(1, -(-len(items) // (_SHARE * backend.processes)))
     if chunksize < 1:
         raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-    record = DetachedCall(
-        backend.queue, len(items), 1 if options.timeout else chunksize, single=kind == "call"
-    )
+    if options.timeout:
+        chunksize = 1
+    record = DetachedCall(backend.queue, len(items), chunksize, single=kind == "call")
     call_id = secrets.token_hex(8)
     tag = Tag(
         call_id, announce=True, chunk=True, attempts=options.max_attempts,
@@ -184,15 +184,12 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
 
 def read_call(call_id: str, data: bytes) -> DetachedCall:
     """Decode the record of a call; raises `PayloadError` for any other bytes."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        found = None
-    match found:
-        case [str(queue), int(total), int(chunksize), bool(single)] if (
-            0 <= total <= sys.maxsize and chunksize > 0
-        ):
-            return DetachedCall(queue, total, chunksize, single)
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(data):
+            case [str(queue), int(total), int(chunksize), bool(single)] if (
+                0 <= total <= sys.maxsize and chunksize > 0
+            ):
+                return DetachedCall(queue, total, chunksize, single)
     raise PayloadError(f"the record of the detached call {call_id!r} is malformed: {data[:60]!r}")
 
 

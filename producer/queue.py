@@ -190,10 +190,8 @@ class Queue(RQQueue):
     ) -> list[Any]:
         """Enqueue calls made with `Queue.prepare_data`; plain ones as fast as `enqueue_map`.
 
-        `max_queued` is checked once, for all of them, when the first are enqueued.
-
-        Raises:
-            QueueFullError, ServerFullError, Exception: see `enqueue_map`.
+        `max_queued` is checked once, for all of them, when the first are enqueued. Raises as
+        `enqueue_map` does.
         """
         datas = list(job_datas)
         plain = pipeline is None and group_id is None and self._is_async
@@ -266,7 +264,7 @@ class Queue(RQQueue):
             raise ValueError("Job ttl must be greater than 0")
         return {
             "timeout": timeout or self._default_timeout,
-            "at_front": bool(options.get("at_front", False)),
+            "at_front": bool(options.get("at_front")),
             "ttl": ttl,
             "result_ttl": parse_timeout(options.get("result_ttl")),
             "failure_ttl": parse_timeout(options.get("failure_ttl")),
@@ -282,8 +280,7 @@ class Queue(RQQueue):
             "timeout": str(timeout).encode(),
             "farpool": tag.encode().encode(),
         }
-        signer = self._broker.signer
-        if signer is not None:
+        if signer := self._broker.signer:
             fields[JOB_FIELD] = signer.sign_job(new.id, tag.encode(), new.data)
         job = Job(new.id, connection=self.connection)
         job.restore(fields)
@@ -298,8 +295,7 @@ def _is_plain(data: EnqueueData) -> bool:
 
 
 def _options(data: EnqueueData) -> dict[str, Any]:
-    options = {
+    return {
         "job_timeout": data.timeout, "result_ttl": data.result_ttl, "ttl": data.ttl,
         "failure_ttl": data.failure_ttl, "at_front": data.at_front,
     }  # fmt: skip
-    return {name: value for name, value in options.items() if value is not None}
