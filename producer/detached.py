@@ -34,7 +34,7 @@ from farpool.shared.redis.connection import connect, url_or_default
 from farpool.shared.signing import signer
 
 RESULT_SECONDS = 86_400
-"""Seconds that results are kept after the last one came."""
+"""Seconds that results are kept after the last one."""
 _RECORD_SECONDS = 30 * 86_400
 _RECORD = "call"
 _ID = re.compile("[0-9a-f]{16}")

@@ -40,8 +40,8 @@ class InFlight:
         """The reason why chunks cannot run any more; None while they can."""
         self._backend = backend
         self._chunks: dict[str, InFlightChunk] = {}
-        self._fed: set[Call] = set()
-        """Calls that the thread of a feeder feeds."""
+        self._feeding: set[Call] = set()
+        """Calls whose feeder has a thread, which still runs."""
         self._ended = False
         self._blocking = False
         # One lock for both conditions, of `wait` and `end`, and of the timer.
@@ -63,7 +63,7 @@ class InFlight:
         if self.broken is not None:
             chunk.call.fail(self.broken)
             if not self._ended:
-                # After `end`, it stays for `end` to return its id.
+                # While `end` runs, the chunk stays in the table for `end` to return its id.
                 self._remove(chunk_id)
                 self.changed()
 
@@ -97,12 +97,12 @@ class InFlight:
             chunk.call.release()
 
     def feed(self, call: Call) -> None:
-        """Count a call as being fed, until `fed`."""
-        self._fed.add(call)
+        """Register a call whose feeder starts a thread."""
+        self._feeding.add(call)
 
     def fed(self, call: Call) -> None:
-        """Count a call as fed: all its chunks have been added."""
-        self._fed.discard(call)
+        """Unregister a call at the end of its feeder's thread."""
+        self._feeding.discard(call)
         self.changed()
 
     def changed(self) -> None:
@@ -123,7 +123,7 @@ class InFlight:
     def fail_all(self, error: BaseException) -> None:
         """Fail every call, present and future, because chunks cannot run any more."""
         self.broken = error
-        for call in list(self._fed):
+        for call in list(self._feeding):
             call.fail(error)
         for chunk_id, chunk in list(self._chunks.items()):
             chunk.call.fail(error)
@@ -132,7 +132,7 @@ class InFlight:
 
     def wait(self) -> None:
         """Wait until all chunks have been sent and have ended."""
-        for call in list(self._fed):
+        for call in list(self._feeding):
             # The caller waits here instead of taking results, which would make room.
             call.window.widen(1 << 62)
         with self._lock:
@@ -143,7 +143,7 @@ class InFlight:
         self._ended = True
         # For feeders that are about to add chunks.
         self.broken = error
-        for call in list(self._fed):
+        for call in list(self._feeding):
             call.fail(error)
         with self._lock:
             # A feeder blocked in its iterable cannot be stopped, but will send nothing more.
@@ -154,7 +154,7 @@ class InFlight:
         return ids
 
     def _all_sent(self) -> bool:
-        return all(call.all_sent for call in list(self._fed))
+        return all(call.all_sent for call in list(self._feeding))
 
     # --- sending again --------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Stream:
         self._changed = threading.Condition(self._lock)
         self._ready: deque[Entry] = deque()
         self._early: dict[int, list[Entry]] = {}
+        """Index of the first item -> results that came before their turn."""
         self._next = 0
         self._handed_out = 0
         self._total: int | None = None
