@@ -24,12 +24,12 @@ P = ParamSpec("P")
 
 
 class Future(concurrent.futures.Future[T]):
-    """The future of one call; `cancel` works until it has completed, and ends it where it runs."""
+    """The future of one call; it can be canceled until it has completed, even while it runs."""
 
     _result_of_pool: AsyncResult | None = None
 
     def cancel(self) -> bool:
-        """Drop the call; returns whether it had not completed."""
+        """Drop the call; return False if it had completed."""
         canceled = super().cancel()
         if canceled and self._result_of_pool is not None:
             self._result_of_pool.cancel()
@@ -46,8 +46,8 @@ class Executor(concurrent.futures.Executor):
         url: the server whose nodes to run on; FARPOOL_URL by default. With neither, local
             processes.
         queue: name of the queue, on a cluster.
-        at_most_once: no call is run again that may have begun on a lost process or node; here,
-            because the keywords of `submit` are those of the call.
+        at_most_once: see `TaskOptions`. It is an argument here, because all keywords of `submit`
+            are the call's.
 
     Raises:
         ValueError, TypeError, ServerUnavailableError, UnsupportedServerError, ConfigError: see
@@ -73,7 +73,7 @@ class Executor(concurrent.futures.Executor):
         self._pending: set[Future[Any]] = set()
         self._lock = threading.RLock()
         self._unread: set[IMapIterator] = set()
-        """Results of maps that nobody has begun to read: those run to their end all the same."""
+        """Results of maps that nobody has begun to iterate; their items all run."""
         self._shut_down = False
         _running.add(self)
 
@@ -104,10 +104,11 @@ class Executor(concurrent.futures.Executor):
         """Return an iterator over `fn` of each item, in order.
 
         Args:
-            timeout: seconds from now in which a result must be there when it is asked for.
-            chunksize: items that travel together.
-            buffersize: items to take ahead of the results handed out; see `Pool.imap`. Items are
-                taken as there is room, where the standard library takes all at once.
+            timeout: seconds from now, after which asking for a result that has not come raises
+                `TimeoutError`.
+            chunksize: number of items per chunk.
+            buffersize: see `Pool.imap`; by default the standard library takes all items at once,
+                whereas this takes them as there is room.
 
         Raises:
             ValueError: a size is not positive.
@@ -129,7 +130,7 @@ class Executor(concurrent.futures.Executor):
                     except StopIteration as end:
                         if end.__cause__ is None:
                             return
-                        # A call's own: to be raised in its place, as a RuntimeError.
+                        # The call raised it: a generator turns it into RuntimeError.
                         raise
                     yield value
 
@@ -140,11 +141,11 @@ class Executor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and end the processes once those there are have completed.
+        """Take no more calls, and end the processes when the present calls have completed.
 
         Args:
-            wait: return only then.
-            cancel_futures: cancel what has not completed.
+            wait: return when the processes have ended.
+            cancel_futures: cancel the calls that have not completed.
         """
         with self._lock:
             self._shut_down = True
@@ -165,7 +166,7 @@ class Executor(concurrent.futures.Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Shut down; after Ctrl-C without waiting for what has not completed."""
+        """Shut down; after Ctrl-C, drop the calls that have not completed."""
         if isinstance(error, KeyboardInterrupt):
             self._shut_down = True
             self._pool.terminate()
@@ -178,7 +179,7 @@ _running: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 @atexit.register
 def _finish() -> None:
-    """Do what is left before the program ends, as the standard library's executors do."""
+    """Complete all calls before the program ends, as the standard library's executors do."""
     for executor in list(_running):
         if not executor._shut_down:
             executor.shutdown()

@@ -1,16 +1,15 @@
-"""Many jobs that were enqueued in one call, and their results together."""
+"""Jobs that were enqueued in one call, and their results together."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rq import Queue
 
 from farpool.producer.job import Job
-from farpool.producer.session.outage import Outage
-from farpool.producer.session.session import BLOCK_SECONDS, Session, deadline_of, time_left
+from farpool.producer.session.session import Session
+from farpool.producer.session.wait import Wait
 from farpool.shared.errors import TimeoutError
 from farpool.shared.pickling import outcome
 from farpool.shared.pipe import blocking
@@ -19,8 +18,8 @@ from farpool.shared.pipe import blocking
 class Group:
     """The jobs of one `Queue.enqueue_map`, in the order of their arguments.
 
-    Iterating yields the jobs; `len` counts them. Results stay on the server for their time to
-    live, so that each can also be fetched by its job's id.
+    Iterating yields the jobs; `len` counts them. Results stay on the server for their
+    `result_ttl`, so that other processes can fetch each by its job's id.
     """
 
     def __init__(self, session: Session, ids: Sequence[str], queue: Queue) -> None:
@@ -29,7 +28,7 @@ class Group:
         self._queue = queue
         self._outcomes: dict[str, bytes] = {}
         self._ended: list[str] = []
-        """The ids of the jobs that have ended, in that order."""
+        """Ids of the jobs that have ended, in the order of their ends."""
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -57,9 +56,9 @@ class Group:
             timeout: seconds to wait for all of them; None for as long as it takes.
 
         Raises:
-            TimeoutError: not all have ended in time.
-            BaseException: the exception of the first job, in order, that failed. The others
-                have ended too, and `as_completed` tells of each.
+            TimeoutError: not all jobs have ended in time.
+            BaseException: the exception of the first job, in order, that failed. All others
+                have ended too; `as_completed` yields them one by one.
         """
         with blocking.waiting(self._queue.name):
             for _ in self._completions(timeout):
@@ -67,41 +66,37 @@ class Group:
         return [outcome.result(self._outcomes[job_id]) for job_id in self._ids]
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
-        """Yield the jobs as they end, in any order; `get` of such a job does not wait.
+        """Yield each job when it has ended; `get` of such a job returns at once.
 
         Args:
             timeout: seconds to wait for all of them; None for as long as it takes.
 
         Raises:
-            TimeoutError: not all have ended in time; those that have were yielded before.
+            TimeoutError: not all jobs have ended in time; those that have were yielded.
         """
         for job_id in self._completions(timeout):
             yield self._job(job_id)
 
     def _completions(self, timeout: float | None) -> Iterator[str]:
-        deadline = deadline_of(timeout)
-        outage = Outage()
-        seen = 0
+        """Yield the id of each job when it has ended."""
+        wait = Wait(timeout)
+        yielded = 0
         looked = False
         while True:
-            # Others may wait for the same jobs, and collect some.
-            ended = self._ended[seen:]
-            seen += len(ended)
+            # Another iterator over this group may have taken outcomes too.
+            ended = self._ended[yielded:]
+            yielded += len(ended)
             yield from ended
-            if seen == len(self._ids):
+            if yielded == len(self._ids):
                 return
-            late = time.monotonic() >= deadline
+            late = wait.over
             if late and looked and not ended:
-                raise TimeoutError(f"{seen} of {len(self._ids)} jobs ended in {timeout} seconds")
-            found: list[tuple[str, bytes]] = []
-            with (
-                blocking.waiting(self._queue.name),
-                outage.retrying(time_left(deadline, BLOCK_SECONDS)),
-            ):
-                # What a stock worker ran is announced by nobody.
+                raise TimeoutError(f"{yielded} of {len(self._ids)} jobs ended in {timeout} seconds")
+            outcomes: list[tuple[str, bytes]] = []
+            with blocking.waiting(self._queue.name), wait.retrying():
+                # A stock worker announces nothing: look at each job before giving up.
                 looked = late
-                wait = self._session.wait
-                found = self._session.look() if late else wait(time_left(deadline, BLOCK_SECONDS))
-            for job_id, data in found:
+                outcomes = self._session.look() if late else self._session.wait(wait.left())
+            for job_id, data in outcomes:
                 self._outcomes[job_id] = data
                 self._ended.append(job_id)

@@ -1,4 +1,4 @@
-"""A parallel backend for joblib: its batches of tasks run as calls of a Pool."""
+"""A backend for joblib: its batches of tasks run as calls of a pool."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import joblib
-from joblib.parallel import (
-    AutoBatchingMixin,
-    FallbackToBackend,
-    Parallel,
-    ParallelBackendBase,
-)
+from joblib.parallel import AutoBatchingMixin, FallbackToBackend, Parallel, ParallelBackendBase
 
 from farpool.producer.pool import Pool
 from farpool.producer.results.result import AsyncResult
@@ -23,13 +18,14 @@ from farpool.shared.redis.connection import connect, url_or_default
 
 
 class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
-    """Runs what joblib is to run in parallel on a Pool, for as long as one `Parallel` needs it.
+    """Runs the batches of one `Parallel` on a pool of its own.
 
-    `n_jobs` is by default -1, all processes; on a cluster a smaller one says how the work is cut
-    and, with `pre_dispatch`, how much of it is on its way. `n_jobs=1` runs in the caller.
+    `n_jobs` is -1 by default, which means all processes. On a cluster, a smaller number sets into
+    how many parts work is cut and, with `pre_dispatch`, how many batches are in flight. With
+    `n_jobs=1` work runs in the caller.
 
     Args:
-        nesting_level: joblib's own.
+        nesting_level: for joblib.
         url: the server whose nodes to run on; FARPOOL_URL by default. With neither, local
             processes.
         queue: name of the queue, on a cluster.
@@ -37,7 +33,6 @@ class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
 
     default_n_jobs: int = -1
     supports_retrieve_callback = True
-
     parallel: Parallel | None = None
 
     def __init__(
@@ -63,19 +58,19 @@ class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
         queue: str | None = None,
         **memmapping: object,
     ) -> int:
-        """Start a pool for `parallel` unless it runs in the caller; returns the number of jobs.
+        """Start a pool for `parallel`, unless it runs in the caller; return the number of jobs.
 
         Args:
-            url, queue: what `Parallel` was given of its own, in place of the constructor's.
-            memmapping: joblib's options for arrays in shared memory, which do not apply.
+            url, queue: arguments of `Parallel`, which override the constructor's.
+            memmapping: joblib's options for arrays in shared memory; ignored.
 
         Raises:
-            FallbackToBackend: with the backend that is to be configured instead.
-            ValueError: there is no such number of jobs.
+            FallbackToBackend: `parallel` gets a backend of its own, which this carries.
+            ValueError: `n_jobs` is 0.
             ServerUnavailableError, UnsupportedServerError, ConfigError: see `Pool`.
         """
         if parallel is not self.parallel:
-            # All of a `parallel_config` get the same instance, and their calls may overlap.
+            # Each `Parallel` in a `parallel_config` gets this instance, and they may overlap.
             own = FarpoolBackend(
                 self.nesting_level, url=url or self._url, queue=queue or self._queue
             )
@@ -87,16 +82,16 @@ class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
         return n_jobs
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many jobs can run at the same time if `n_jobs` are asked for.
+        """Return the number of jobs that can run at the same time, given `n_jobs`.
 
         Raises:
-            ValueError: 0 are.
+            ValueError: `n_jobs` is 0.
             ServerUnavailableError, UnsupportedServerError, ConfigError: see `Pool`.
         """
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs == 1 or self.nesting_level:
-            # A task that waited for tasks of its own could keep them from the last process.
+            # A task that waits for its own tasks could keep the last process from them.
             return 1
         n_jobs = n_jobs or self.default_n_jobs
         if n_jobs > 0:
@@ -105,7 +100,7 @@ class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
         if url is None:
             processes, least = int(joblib.cpu_count()), 1
         else:
-            # A single job would run in the caller, which is not where a cluster's process is.
+            # With 1, the work would run in the caller instead of the cluster's only process.
             processes, least = self._processes_of_nodes(url), 2
         return max(least, processes + 1 + n_jobs)
 
@@ -119,29 +114,25 @@ class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
         """Run a batch of tasks; `callback` gets its results or its exception."""
         pool = self._pool
         if pool is None:
-            # Aborted, by another thread than this one that was about to send more.
+            # Another thread has aborted the work.
             return None
-        # As an argument: the functions of calls are kept by the processes, to be used again.
+        # As an argument, because processes cache the functions of calls.
         return pool.apply_async(operator.call, (func,), {}, callback, callback)
 
     def retrieve_result_callback(self, out: Any) -> Any:
-        """Return what a batch returned, always a list.
-
-        Raises:
-            BaseException: what one of its tasks raised.
-        """
+        """Return the results of a batch, or raise the exception of one of its tasks."""
         if isinstance(out, BaseException):
             raise out
         return out
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """End all that is on its way, with the pool; `ensure_ready` starts another one."""
+        """Terminate the pool with all that is in flight; `ensure_ready` starts another."""
         self.terminate()
         if ensure_ready and self.parallel is not None:
             self.configure(self.parallel.n_jobs, self.parallel)
 
     def terminate(self) -> None:
-        """End the pool."""
+        """Terminate the pool."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.terminate()

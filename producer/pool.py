@@ -1,6 +1,6 @@
 """`multiprocessing.Pool`, on local processes or on the nodes of a Redis server.
 
-Pool --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, MapResult
+Pool --items--> Calls --chunks--> Backend (local.py or cluster.py) --outcomes--> AsyncResult, ...
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import util
 from multiprocessing.context import BaseContext
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from farpool.producer import detached as detached_calls
@@ -35,21 +34,21 @@ class Pool:
     """A pool of processes with the methods of `multiprocessing.pool.Pool`.
 
     Args:
-        processes: number of worker processes; by default one per core, or, on a cluster, what
-            its nodes have. On a cluster it only says what maps are cut for.
-        initializer: called with `initargs` once in each worker process.
-        maxtasksperchild: tasks after which a local process is replaced; nodes have their own
-            `--max-tasks-per-child`.
+        processes: number of worker processes; by default one per core or, on a cluster, the number
+            that its nodes have. On a cluster it only sets the size of chunks.
+        initializer: called once with `initargs` in each worker process.
+        maxtasksperchild: number of chunks after which a local process is replaced; nodes have
+            `--max-tasks-per-child` instead.
         context: a multiprocessing context for local processes; forkserver by default.
-        url: the server whose nodes to run on; FARPOOL_URL by default. With neither, the pool
+        url: the server whose nodes run the tasks; FARPOOL_URL by default. Without either, the pool
             starts local processes and needs no server.
         queue: name of the queue, on a cluster.
-        forward_output: print here what tasks print on a cluster's nodes.
-        grace: seconds after which a cluster's nodes drop what they have not begun if this process
-            has died.
+        forward_output: print the output of tasks on a cluster here too.
+        grace: seconds after the death of this process until a cluster's nodes drop the chunks that
+            have not begun.
 
     Raises:
-        ValueError, TypeError: for the same arguments as multiprocessing's.
+        ValueError, TypeError: an argument cannot be used.
         ServerUnavailableError, UnsupportedServerError, ConfigError: no usable server at `url`.
     """
 
@@ -94,7 +93,7 @@ class Pool:
         self._calls = Calls(self._backend)
         self._pid = os.getpid()
         self._state = _RUN
-        # Runs before multiprocessing joins its children at exit; it must not hold the pool.
+        # At exit, runs before multiprocessing joins its children. It holds no reference to self.
         self._end = util.Finalize(self, self._calls.end, exitpriority=15)
 
     @property
@@ -104,11 +103,11 @@ class Pool:
 
     @property
     def _pool(self) -> list[Any]:
-        """The local worker processes; CPython's tests and some programs look at them."""
+        """The local worker processes, for CPython's tests and some programs."""
         return self._backend.workers()
 
     def _repopulate_pool(self) -> None:
-        """Nothing to do: processes are replaced when they end."""
+        """Do nothing: processes are replaced when they end."""
 
     def apply(
         self,
@@ -131,15 +130,7 @@ class Pool:
         detached: bool = False,
         **options: Unpack[TaskOptions],
     ) -> AsyncResult:
-        """Call `func(*args, **kwds)` in a worker process; returns at once.
-
-        Args:
-            detached: see `map_async`.
-            options: see `TaskOptions`.
-
-        Raises:
-            ValueError: the pool is not running, or an option cannot be used.
-        """
+        """Like `apply`, but return at once; for arguments and exceptions see `map_async`."""
         self._check_running()
         checked = Options.of(options)
         if detached:
@@ -173,19 +164,19 @@ class Pool:
         detached: bool = False,
         **options: Unpack[TaskOptions],
     ) -> MapResult:
-        """Like `map`, but returns at once.
+        """Like `map`, but return at once.
 
         Args:
-            chunksize: items that travel together; by default as many as take a few
-                hundredths of a second.
+            chunksize: number of items per chunk; by default, enough for some 20 ms.
+            callback, error_callback: see `AsyncResult`.
             progress: show a progress bar on stderr.
-            detached: the work outlives this process and the pool (on a cluster). All of it is on
-                the server when this returns, and `farpool.attach(result.id)` finds it in any
-                process. What cannot be sent is raised at once.
+            detached: on a cluster, let the call outlive the pool and this process. This returns
+                when the server has all chunks, and raises the error of an item that cannot be sent;
+                `farpool.attach(result.id)` finds the call from any process.
             options: see `TaskOptions`.
 
         Raises:
-            ValueError: the pool is not running, or an option cannot be used.
+            ValueError, TypeError: the pool is not running, or an argument cannot be used.
         """
         return self._map(
             func, "map", iterable, chunksize, options, detached, callback, error_callback, progress
@@ -217,7 +208,7 @@ class Pool:
         detached: bool = False,
         **options: Unpack[TaskOptions],
     ) -> MapResult:
-        """Like `starmap`, but returns at once; see `map_async`."""
+        """Like `starmap`, but return at once; see `map_async`."""
         return self._map(
             func, "star", iterable, chunksize, options, detached, callback, error_callback, progress
         )
@@ -247,15 +238,16 @@ class Pool:
         buffersize: int | None = None,
         **options: Unpack[TaskOptions],
     ) -> IMapIterator:
-        """Like `map`, but returns an iterator over the results, in order, as they come.
+        """Like `map`, but return an iterator over the results, in order, as they come.
 
         Args:
-            chunksize: items that travel together.
-            buffersize: items to take from the iterable ahead of the results handed out; by
-                default 32 chunks for each process.
+            chunksize: number of items per chunk.
+            buffersize: number of items to take from the iterable ahead of the results handed out;
+                by default 32 chunks per process.
+            options: see `TaskOptions`.
 
         Raises:
-            ValueError: the pool is not running, or a size is not positive.
+            ValueError, TypeError: the pool is not running, or an argument cannot be used.
         """
         return self._stream(func, "map", iterable, chunksize, buffersize, options, True)
 
@@ -268,7 +260,7 @@ class Pool:
         buffersize: int | None = None,
         **options: Unpack[TaskOptions],
     ) -> IMapIterator:
-        """Like `imap`, but the results come in any order."""
+        """Like `imap`, but with the results in the order of their arrival."""
         return self._stream(func, "map", iterable, chunksize, buffersize, options, False)
 
     def istarmap(
@@ -280,7 +272,7 @@ class Pool:
         buffersize: int | None = None,
         **options: Unpack[TaskOptions],
     ) -> IMapIterator:
-        """Like `imap`, but each item is a tuple of arguments; not in multiprocessing."""
+        """Like `imap`, but each item is a tuple of arguments; multiprocessing lacks it."""
         return self._stream(func, "star", iterable, chunksize, buffersize, options, True)
 
     def _stream(
@@ -315,24 +307,24 @@ class Pool:
         return DetachedResult(self._backend.url, call_id, record, *rest)
 
     def _own(self, result: _Result) -> _Result:
-        # As in multiprocessing, a pool lives at least as long as the results it owes.
+        # As in multiprocessing, a pool lives until its results have come.
         result._owner = self
         if result.ready():
             result._owner = None
         return result
 
     def close(self) -> None:
-        """Take no more work; the processes end when what there is has been done."""
+        """Take no more calls; the processes end when the present calls have completed."""
         if self._state == _RUN:
             self._state = _CLOSE
 
     def terminate(self) -> None:
-        """Stop at once; what has not completed fails."""
+        """End the processes at once; calls that have not completed fail."""
         self._state = _TERMINATE
         self._end()
 
     def join(self) -> None:
-        """Wait until all work is done and the processes have ended, after close or terminate.
+        """After `close` or `terminate`, wait until all calls and processes have ended.
 
         Raises:
             ValueError: the pool is still running.
@@ -353,21 +345,12 @@ class Pool:
             raise self._calls.broken
 
     def __enter__(self) -> Self:
-        """Return the pool.
-
-        Raises:
-            ValueError: it is not running.
-        """
+        """Return the pool; raises ValueError unless it is running."""
         if self._state != _RUN:
             raise ValueError("Pool not running")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Terminate the pool."""
         self.terminate()
 
@@ -376,11 +359,11 @@ class Pool:
         return self.__enter__()
 
     async def __aexit__(self, *error: object) -> None:
-        """Terminate the pool without holding up the loop."""
+        """Terminate the pool, without blocking the loop."""
         await asyncio.to_thread(self.terminate)
 
     def __del__(self) -> None:
-        """Warn of a pool that was never closed."""
+        """Warn of a pool that was never closed, and terminate it."""
         if getattr(self, "_state", _TERMINATE) == _RUN:
             warnings.warn(
                 f"unclosed running multiprocessing pool {self!r}", ResourceWarning, 2, source=self

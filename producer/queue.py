@@ -1,10 +1,9 @@
-"""A queue as its producer sees it: RQ's Queue, with bulk enqueueing and functions by value."""
+"""RQ's Queue for producers, with enqueueing in bulk and functions by value."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import reprlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +19,9 @@ from rq.serializers import DefaultSerializer
 from rq.utils import parse_timeout
 
 from farpool.producer.group import Group
-from farpool.producer.job import Job
+from farpool.producer.job import CallCodec, Job
 from farpool.producer.session.session import Session
 from farpool.shared import keys
-from farpool.shared.child import functions
 from farpool.shared.defaults import MAX_PAYLOAD, RESULT_SECONDS
 from farpool.shared.errors import ConfigError, QueueFullError, ServerFullError, SignatureError
 from farpool.shared.pickling import payload
@@ -38,10 +36,10 @@ _RQ_OPTIONS = {
     "depends_on", "job_id", "meta", "retry", "repeat", "on_success", "on_failure", "on_stopped",
     "rate_limit", "webhooks", "pipeline", "unique", "args", "kwargs",
 }  # fmt: skip
+_OPTIONS = _BULK_OPTIONS | _RQ_OPTIONS
 _LONGEST_ID = 512
-_EXPLICIT = {"args", "kwargs"}
 _Part = tuple[dict[str, Any], list[NewJob]]
-"""Options of `enqueue`, and the jobs that have them."""
+"""Options of `Broker.enqueue`, and the jobs that have them."""
 
 
 class Queue(RQQueue):
@@ -51,15 +49,15 @@ class Queue(RQQueue):
         name: name of the queue.
         connection: a redis-py client; or
         url: the server's url; FARPOOL_URL by default.
-        max_queued: jobs that may wait in the queue; a call that would make them more raises
-            `QueueFullError` and enqueues none. The server sees to that in one step, whoever else
-            enqueues; each call goes to it in one piece then, so keep those below 10,000 jobs. Calls
-            with options that RQ's own code handles (`depends_on`, `retry`, `job_id`, a pipeline,
-            ...) look at the length first, which others may change until they enqueue.
-        options: those of `rq.Queue`.
+        max_queued: number of jobs that may wait in the queue; a call that would exceed it raises
+            `QueueFullError` and enqueues nothing. The server checks it and enqueues in one step, so
+            other producers cannot come between; keep calls below 10,000 jobs then. Calls with
+            options that RQ's own code handles (`depends_on`, `retry`, `job_id`, a pipeline, ...)
+            check the length first, and other producers may enqueue before they do.
+        options: the other options of `rq.Queue`.
 
     Raises:
-        ConfigError: neither connection nor url is given, or the url or a limit cannot be used.
+        ConfigError: connection and url are both missing, or an argument cannot be used.
         ServerUnavailableError, UnsupportedServerError: see `connect`.
     """
 
@@ -87,7 +85,7 @@ class Queue(RQQueue):
         self._broker = Broker(connection)
         self._pickles = self.serializer is DefaultSerializer
         if self._broker.signer is not None:
-            # RQ's own code reads some jobs with RQ's Job, which checks no signature.
+            # RQ's own code reads some jobs with RQ's Job, which does not check signatures.
             self.serializer = guarded(self.serializer)
         self._pid = 0
 
@@ -95,57 +93,55 @@ class Queue(RQQueue):
         """Enqueue a call of `f`; takes every option of `rq.Queue.enqueue`.
 
         Args:
-            f: a function, method, callable object, or the dotted name of one. What other
-                processes cannot import (of `__main__`, a lambda, ...) is sent by value.
+            f: a function, method or callable object, or the dotted name of one. A function that
+                other processes cannot import (from `__main__`, a lambda, ...) is sent by value.
 
         Raises:
-            TypeError: `f` is none of these.
-            Exception: the arguments do not pickle.
-            ConfigError: `f` is no name, or the pickled call is larger than Redis takes.
+            TypeError: `f` is neither callable nor a text.
+            ConfigError: `f` is a malformed name, or the pickled call is larger than Redis takes.
+            Exception: the function or an argument does not pickle.
             ServerFullError: the server has no memory left.
             QueueFullError: more than `max_queued` jobs would wait.
         """
         call = CallCodec(f)
         given = {
             name: value
-            for name in (_BULK_OPTIONS | _RQ_OPTIONS).intersection(kwargs)
+            for name in _OPTIONS.intersection(kwargs)
             if (value := kwargs.pop(name)) is not None
         }
-        if not _EXPLICIT.isdisjoint(given):
-            # As in rq, the call's arguments are these then, and only these.
+        if "args" in given or "kwargs" in given:
+            # As in rq, these replace all other arguments of the call.
             args, kwargs = tuple(given.pop("args", ())), given.pop("kwargs", {})
         if not self._is_async or not self._pickles or not _BULK_OPTIONS.issuperset(given):
             given.setdefault("description", call.describe(args, kwargs) if call.head else None)
             given |= {"args": (*call.head, *args), "kwargs": kwargs}
             return cast(Job, super().enqueue(cast(Any, call.target if call.head else f), **given))
-        options = given
-        session, number = self._next_name()
-        job_id = f"{session}-{number}"
-        description = str(options.pop("description", "")) or call.describe(args, kwargs)
-        job = NewJob(job_id, call.data(args, kwargs), description)
-        tag = Tag(session)
+        session, job_id = self._new_id()
+        job = call.job(job_id, args, kwargs, given.pop("description", None))
+        options, tag = self._checked(given, [job]), Tag(session)
         self._push([(options, [job])], tag)
-        return self._made(job, tag, options)
+        return self._job_of(job, tag, options["timeout"])
 
-    def _next_name(self) -> tuple[str, int]:
-        """Return a session and a number that together were never used."""
+    def _new_id(self) -> tuple[str, str]:
+        """Return a session, and the id of a job in it that was never used."""
         if self._pid != os.getpid():
-            # A process that was forked goes on with names of its own.
+            # A forked process needs ids of its own.
             self._pid, self._token = os.getpid(), secrets.token_hex(6)
             self._numbers = itertools.count()
-        # Sessions of single jobs roll over, so that a long-lived queue's results can expire.
-        return f"{self._token}{int(time.time() / RESULT_SECONDS):x}", next(self._numbers)
+        # The session changes with time, so that the results of a long-lived queue can expire.
+        session = f"{self._token}{int(time.time() / RESULT_SECONDS):x}"
+        return session, f"{session}-{next(self._numbers)}"
 
     def fetch_job(self, job_id: str) -> Job | None:
-        """Find a job of this queue; None also for one that is not signed, where there is a secret.
+        """Find a job of this queue; None if it is missing, or lacks the secret's signature.
 
-        As with RQ, an id without a job is removed from the queue.
+        As with RQ, the id of a missing job is removed from the queue.
         """
         if self._broker.signer is not None:
             try:
                 self.job_class.fetch(job_id, self.connection, self.serializer)
             except SignatureError:
-                # Others may know its secret.
+                # It may be signed with another secret: leave it in the queue.
                 return None
             except NoSuchJobError:
                 pass
@@ -159,7 +155,7 @@ class Queue(RQQueue):
         star: bool = False,
         **options: Any,
     ) -> Group:
-        """Enqueue one job per item, in bulk.
+        """Enqueue one job per item, in bulk; after an error, nothing is enqueued.
 
         Args:
             f: as for `enqueue`.
@@ -169,36 +165,33 @@ class Queue(RQQueue):
                 `at_front`, as for `enqueue`, for every job.
 
         Raises:
-            TypeError: an option that does not go with many jobs.
-            QueueFullError: more than `max_queued` jobs would wait; none is enqueued then.
-            Exception: an argument does not pickle; nothing is enqueued then.
-            ServerFullError: the server has no memory left for all of them; none is enqueued.
+            TypeError: an option cannot be used here.
+            QueueFullError: more than `max_queued` jobs would wait.
+            ServerFullError: the server has no memory left for all of them.
+            Exception: the function or an argument does not pickle.
         """
         unknown = set(options) - _BULK_OPTIONS
         if unknown:
             raise TypeError(f"enqueue_map() takes no option {', '.join(sorted(unknown))}")
         session = Session(self._broker)
         call = CallCodec(f)
-        fixed = str(options.pop("description", None) or "")
+        description = options.pop("description", None)
         jobs = []
         for item in iterable:
             args = tuple(item) if star else (item,)
-            description = fixed or call.describe(args, {})
-            jobs.append(NewJob(session.new_id(), call.data(args, {}), description))
-        tag = Tag(session.id, announce=True)
-        self._push([(options, jobs)], tag, session.enqueue)
-        return Group(session, [job.id for job in jobs], self)
+            jobs.append(call.job(session.new_id(), args, {}, description))
+        self._push([(self._checked(options, jobs), jobs)], Tag(session.id, announce=True))
+        ids = [job.id for job in jobs]
+        session.expect(self.name, ids)
+        return Group(session, ids, self)
 
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
     ) -> list[Any]:
         """Enqueue calls made with `Queue.prepare_data`; plain ones as fast as `enqueue_map`.
 
-        Raises:
-            QueueFullError: more than `max_queued` jobs would wait; none is enqueued then. Once the
-                first find room for all of them, those with other options follow unasked.
-            Exception: an argument does not pickle; nothing is enqueued then.
-            ServerFullError: the server has no memory left for all of them; none is enqueued.
+        `max_queued` is checked once, for all of them, when the first are enqueued. Raises as
+        `enqueue_map` does.
         """
         datas = list(job_datas)
         plain = pipeline is None and group_id is None and self._is_async
@@ -211,21 +204,19 @@ class Queue(RQQueue):
         for options, group in itertools.groupby(datas, _options):
             jobs = []
             for data in group:
-                call = calls.get(id(data.func)) or calls.setdefault(
-                    id(data.func), CallCodec(data.func)
-                )
-                args, kwargs = tuple(data.args or ()), data.kwargs or {}
-                description = str(data.description or call.describe(args, kwargs))
-                jobs.append(NewJob(session.new_id(), call.data(args, kwargs), description))
-            parts.append((options, jobs))
+                key, args = id(data.func), tuple(data.args or ())
+                call = calls.get(key) or calls.setdefault(key, CallCodec(data.func))
+                job_id = session.new_id()
+                jobs.append(call.job(job_id, args, data.kwargs or {}, data.description))
+            parts.append((self._checked(options, jobs), jobs))
         self._push(parts, Tag(session.id))
         return [Job(job.id, connection=self.connection) for _, jobs in parts for job in jobs]
 
     def enqueue_job(self, job: RQJob, *args: Any, **kwargs: Any) -> Job:
-        """Enqueue a job that was made by `create_job`; see `rq.Queue.enqueue_job`.
+        """Enqueue a job that `create_job` made; see `rq.Queue.enqueue_job`.
 
         Raises:
-            ValueError: its id is longer than nodes take.
+            ValueError: the job's id is longer than nodes take.
             QueueFullError: more than `max_queued` jobs would wait.
         """
         if len(job.id) > _LONGEST_ID:
@@ -239,34 +230,30 @@ class Queue(RQQueue):
             if length + count > self.max_queued:
                 raise QueueFullError(self.name, count, length, self.max_queued)
 
-    def _push(
-        self,
-        parts: Sequence[_Part],
-        tag: Tag,
-        enqueue: Callable[..., None] | None = None,
-    ) -> None:
-        # What cannot be used is found before anything is sent.
-        calls = [(jobs, self._checked(options, jobs)) for options, jobs in parts]
-        total = sum(len(jobs) for jobs, _ in calls)
+    def _push(self, parts: Sequence[_Part], tag: Tag) -> None:
+        """Enqueue all jobs, or none if the server has no room or no memory for all of them."""
+        total = sum(len(jobs) for _, jobs in parts)
         limit = self.max_queued
-        tried: list[tuple[list[NewJob], bool]] = []
+        tried = 0
         try:
-            for jobs, checked in calls:
-                tried.append((jobs, checked["at_front"]))
-                (enqueue or self._broker.enqueue)(
-                    self.name, jobs, tag, max_queued=limit, together=total, **checked
+            for options, jobs in parts:
+                tried += 1
+                self._broker.enqueue(
+                    self.name, jobs, tag, max_queued=limit, together=total, **options
                 )
+                # The first part has found room for all.
                 limit = None
         except OutOfMemoryError as error:
-            # They are sent in several steps, of which some may have been taken.
-            for jobs, at_front in tried:
-                self._broker.withdraw(self.name, [job.id for job in jobs], at_front=at_front)
+            for options, jobs in parts[:tried]:
+                ids = [job.id for job in jobs]
+                self._broker.withdraw(self.name, ids, at_front=options["at_front"])
             raise ServerFullError(
                 f"the server has no memory left, so none of these {total} jobs is enqueued; "
                 "enqueue fewer, wait for results to expire, or raise its maxmemory"
             ) from error
 
     def _checked(self, options: dict[str, Any], jobs: list[NewJob]) -> dict[str, Any]:
+        """Check jobs and the options that RQ gives them; return `Broker.enqueue`'s options."""
         for job in jobs:
             payload.check_size("the call", len(job.data), MAX_PAYLOAD)
         timeout = parse_timeout(options.get("job_timeout"))
@@ -277,14 +264,14 @@ class Queue(RQQueue):
             raise ValueError("Job ttl must be greater than 0")
         return {
             "timeout": timeout or self._default_timeout,
-            "at_front": bool(options.get("at_front", False)),
+            "at_front": bool(options.get("at_front")),
             "ttl": ttl,
             "result_ttl": parse_timeout(options.get("result_ttl")),
             "failure_ttl": parse_timeout(options.get("failure_ttl")),
         }
 
-    def _made(self, new: NewJob, tag: Tag, options: dict[str, Any]) -> Job:
-        timeout = parse_timeout(options.get("job_timeout")) or self._default_timeout
+    def _job_of(self, new: NewJob, tag: Tag, timeout: int) -> Job:
+        """Return an enqueued job with the fields that it has on the server."""
         fields = {
             "data": new.data,
             "description": new.description.encode(),
@@ -293,9 +280,8 @@ class Queue(RQQueue):
             "timeout": str(timeout).encode(),
             "farpool": tag.encode().encode(),
         }
-        own = self._broker.signer
-        if own is not None:
-            fields[JOB_FIELD] = own.sign_job(new.id, tag.encode(), new.data)
+        if signer := self._broker.signer:
+            fields[JOB_FIELD] = signer.sign_job(new.id, tag.encode(), new.data)
         job = Job(new.id, connection=self.connection)
         job.restore(fields)
         return job
@@ -309,54 +295,7 @@ def _is_plain(data: EnqueueData) -> bool:
 
 
 def _options(data: EnqueueData) -> dict[str, Any]:
-    options = {
+    return {
         "job_timeout": data.timeout, "result_ttl": data.result_ttl, "ttl": data.ttl,
         "failure_ttl": data.failure_ttl, "at_front": data.at_front,
     }  # fmt: skip
-    return {name: value for name, value in options.items() if value is not None}
-
-
-class CallCodec:
-    """Encodes calls of one function as RQ job data.
-
-    Args:
-        function: what other processes cannot import goes by value.
-
-    Raises:
-        TypeError: it is none.
-        ConfigError: it is the name of none.
-    """
-
-    def __init__(self, function: Callable[..., Any] | str) -> None:
-        if not (isinstance(function, str) or callable(function)):
-            raise TypeError(f"a callable or the name of one is expected, not {function!r}")
-        if isinstance(function, str) and "" in function.split("."):
-            raise ConfigError(f"{function!r} is not the dotted name of a function")
-        self.head: tuple[bytes, ...] = ()
-        """What goes before the arguments: the function, if it goes by value."""
-        known = function if isinstance(function, str) else functions.name_of(function)
-        if known is None:
-            function = cast(Callable[..., Any], function)
-            self.name = getattr(function, "__qualname__", None) or type(function).__name__
-            self.target = functions.BY_VALUE
-            self.head = (payload.dumps(function),)
-        else:
-            self.target = self.name = known
-
-    def data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """Return a call's data, pickled.
-
-        Raises:
-            Exception: an argument does not pickle.
-        """
-        return payload.dumps((self.target, None, (*self.head, *args), kwargs))
-
-    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Return what RQ's tools show of a call, which is short."""
-        shown = [_show(value) for value in args]
-        shown += [f"{key}={_show(value)}" for key, value in kwargs.items()]
-        return f"{self.name}({', '.join(shown)})"
-
-
-def _show(value: object) -> str:
-    return repr(value) if type(value) in (int, float, bool, type(None)) else reprlib.repr(value)

@@ -11,7 +11,7 @@ import pytest
 
 import farpool
 from farpool import wire
-from farpool.producer.queue import CallCodec
+from farpool.producer.job import CallCodec
 from farpool.shared import errors
 from farpool.shared.child import chunks, functions
 from farpool.shared.pickling import by_value, outcome, payload

@@ -1,4 +1,4 @@
-"""What is going on at a server: its nodes, and its queues with their jobs by state."""
+"""The state of a server: its nodes, and its queues with their jobs by status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from farpool.shared.redis.viewers import number, readable
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A live node; `queues` are names with commas."""
+    """A live node; `queues` are names separated by commas."""
 
     name: str
     processes: int
@@ -28,7 +28,7 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class QueueInfo:
-    """A queue and the number of its jobs in each state that RQ keeps a registry of."""
+    """A queue, and the number of its jobs by status."""
 
     name: str
     jobs: dict[str, int]
@@ -36,7 +36,7 @@ class QueueInfo:
 
 @dataclass(frozen=True)
 class Overview:
-    """Nodes and queues, by name, and how many jobs nodes have refused."""
+    """The nodes and queues of a server, by name, and the number of jobs that nodes refused."""
 
     nodes: list[NodeInfo]
     queues: list[QueueInfo]
@@ -44,11 +44,7 @@ class Overview:
 
 
 def overview(client: Redis) -> Overview:
-    """Look at a server.
-
-    Raises:
-        RedisError: the server does not answer.
-    """
+    """Return the nodes and queues of a server; raises RedisError if it does not answer."""
     broker = Broker(client)
     nodes = [
         NodeInfo(
@@ -70,7 +66,7 @@ def overview(client: Redis) -> Overview:
             pipe.llen(queue.key)
             pipe.zcard(queue.started_job_registry.key)
             for registry in (queue.finished_job_registry, queue.failed_job_registry):
-                # What has not expired; RQ removes the rest at the next maintenance.
+                # Without the expired jobs, which RQ removes at the next maintenance.
                 pipe.zcount(registry.key, now, "+inf")
                 pipe.zcount(registry.key, -1, -1)
             for waiting in (
@@ -94,7 +90,7 @@ def overview(client: Redis) -> Overview:
 
 
 def refusals(client: Redis) -> list[str]:
-    """Return what nodes have refused, the latest first, each as a JSON text.
+    """Return the notes of nodes on the jobs that they refused, as JSON texts, the latest first.
 
     Raises:
         RedisError: the server does not answer.

@@ -1,4 +1,4 @@
-"""Where a Pool's chunks run: what the local and the cluster backend have in common."""
+"""The interface of the backends, which run the chunks of a pool: local.py and cluster.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Terms(NamedTuple):
     """The conditions under which a chunk runs.
 
     Attributes:
-        limit: seconds after which its process is ended; 0 for no limit.
-        attempts: executions that may cost a process before it fails.
-        lost: processes that it has cost before.
+        limit: seconds after which the process that runs it is ended; 0 for no limit.
+        attempts: number of executions that may cost a process before the chunk fails.
+        lost: number of processes that it has cost before.
         once: never run it a second time, even if it probably had not started.
     """
 
@@ -27,7 +27,7 @@ class Terms(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """A chunk to send; `label` names the chunks that should take about as long as this one."""
+    """An encoded chunk; chunks of about the same duration have the same `label`."""
 
     id: str
     data: bytes
@@ -36,55 +36,55 @@ class Submission(NamedTuple):
 
 
 class Backend(Protocol):
-    """Runs chunks somewhere and resolves each exactly once."""
+    """Runs chunks, and resolves each exactly once."""
 
     processes: int
-    """Number of processes that work at the same time, to cut maps by."""
+    """Number of processes to cut maps by."""
     main_by_value: bool
-    """Whether what `__main__` defines must travel by value."""
+    """True if functions and classes of `__main__` must travel by value."""
     shared: bool
-    """Whether its processes also run the tasks of others, perhaps the one that waits for it."""
+    """True if its processes also run the tasks of others, perhaps one that waits for this pool."""
     queue: str
-    """Name of the queue in which chunks wait; empty without one."""
+    """Name of the queue in which chunks wait; empty for local processes."""
     max_payload: int
-    """Bytes that a chunk may take."""
+    """Largest size of a chunk, in bytes."""
     namespace: str
     """See `payload.dumps`."""
     setup: Setup | None
-    """What each chunk carries to initialize its process; see `chunks.ChunkCodec`."""
+    """The initializer that each chunk carries; see `chunks.ChunkCodec`."""
 
     def start(self, resolve: Resolve, broken: Break) -> None:
-        """Begin."""
+        """Start the threads and processes that run chunks."""
 
     def new_id(self) -> str:
         """Return an id for a chunk."""
 
     def submit(self, chunks: Sequence[Submission]) -> None:
-        """Send chunks off; may be called again with the same if it raised.
+        """Send chunks off; after an error the caller may repeat the call.
 
         Raises:
-            RedisError: the server is away, or does not take them.
+            RedisError: the server is away, or refuses them.
         """
 
     def store(self, name: str, data: bytes) -> Reference:
-        """Keep what chunks refer to, where the processes that run them can read it.
+        """Store bytes once for many chunks; return the reference that the chunks carry.
 
         Args:
-            name: one that `new_id` gave for this; with the same, it may be done again.
+            name: an id from `new_id`; a second call with the same name replaces the bytes.
 
         Raises:
-            FarpoolError: there is no place for it on this machine.
-            RedisError: the server is away, or does not take it.
+            FarpoolError: this machine has no place for them.
+            RedisError: the server is away, or refuses them.
         """
 
     def unstore(self, stored: Reference) -> None:
-        """Remove what no chunk refers to any more; it goes with the backend otherwise."""
+        """Remove stored bytes that chunks no longer need; `stop` removes the others."""
 
     def workers(self) -> list[Any]:
-        """Return the worker processes that are children of this one."""
+        """Return the child processes of this process that run chunks."""
 
     def cancel(self, chunks: Collection[str]) -> None:
-        """Drop chunks that have not begun, and the outcome of those that have."""
+        """Drop chunks: remove those that have not begun, ignore the outcome of the others."""
 
     def stop(self, unfinished: Iterable[str]) -> None:
-        """End; `unfinished` are the chunks that nobody waits for any more."""
+        """End the backend, and drop the `unfinished` chunks."""

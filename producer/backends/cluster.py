@@ -15,7 +15,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from tqdm import tqdm
 
-from farpool.producer.backends.base import Submission
+from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.session.collector import Break, Collector, Resolve
 from farpool.producer.session.keepalive import KeepAlive
 from farpool.producer.session.session import Session
@@ -31,19 +31,22 @@ from farpool.shared.redis.connection import connect
 log = logging.getLogger(__name__)
 
 NO_TIMEOUT = -1
-"""Of RQ's, which chunks do not need: they are ended when nobody wants them any more."""
+"""RQ's value for no timeout. Chunks need no other: a chunk ends once nobody wants it any more."""
 
 
-class ClusterBackend:
-    """The nodes that serve one queue; one thread collects what comes back.
+class ClusterBackend(Backend):
+    """The nodes that serve one queue; see `Backend` for the methods.
+
+    One thread collects outcomes, another renews the pool's lease.
 
     Args:
         url: the server.
         queue: name of the queue.
-        processes: number of processes to cut maps by; None for what the nodes have now.
+        processes: number of processes to cut maps by; None for the number that the nodes have now.
         initializer: called once with `initargs` in each process that works for this pool.
-        forward_output: show here what tasks print there.
-        grace: seconds after which nodes drop what they have not begun if this process is gone.
+        forward_output: print the output of tasks here too.
+        grace: duration of the pool's lease in seconds; once this process has died and it has ended,
+            nodes drop the chunks that have not begun.
 
     Raises:
         ServerUnavailableError, UnsupportedServerError, ConfigError: see `connect`.
@@ -66,21 +69,21 @@ class ClusterBackend:
         keys.check_queue(queue)
         self.url = url
         self.queue = queue
-        self.initialize: tuple[str, bytes] | None = None
-        """The pool's id, and its pickled (initializer, initargs)."""
         self._broker = Broker(connect(url))
         self._session = Session(
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
         self.namespace = self._session.id
         self._keepalive = KeepAlive(self._broker, self._session.id, grace)
+        self.initializer: bytes | None = None
+        """The pickled (initializer, initargs)."""
         self.setup: Setup | None = None
         if initializer is not None:
-            call = payload.dumps((initializer, tuple(initargs)), namespace=self.namespace)
-            self.initialize = self._session.id, call
-            large = len(call) > INLINE_BYTES
-            kept = self._keepalive.store(self.new_id(), call) if large else call
-            self.setup = self._session.id, kept
+            data = payload.dumps((initializer, tuple(initargs)), namespace=self.namespace)
+            self.initializer = data
+            large = len(data) > INLINE_BYTES
+            kept = self._keepalive.store(self.new_id(), data) if large else data
+            self.setup = self.namespace, kept
         self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
         self._tag = Tag(
             self._session.id, announce=True, chunk=True, output=forward_output, leased=True
@@ -88,20 +91,16 @@ class ClusterBackend:
         self._collector = Collector(self._session)
 
     def start(self, resolve: Resolve, broken: Break) -> None:
-        """See `Backend.start`."""
         self._keepalive.start()
         self._collector.start(resolve, broken)
 
     def new_id(self) -> str:
-        """See `Backend.new_id`."""
         return self._session.new_id()
 
     def workers(self) -> list[Any]:
-        """See `Backend.workers`."""
         return []
 
     def cancel(self, chunks: Collection[str]) -> None:
-        """See `Backend.cancel`."""
         self._session.drop(chunks)
         try:
             self._broker.cancel(self.queue, chunks)
@@ -109,16 +108,13 @@ class ClusterBackend:
             log.warning("could not cancel %d chunks: %s", len(chunks), error)
 
     def store(self, name: str, data: bytes) -> Reference:
-        """See `Backend.store`."""
         return self._keepalive.store(name, data)
 
     def unstore(self, stored: Reference) -> None:
-        """See `Backend.unstore`."""
         if stored[0] == "session":
             self._keepalive.unstore(stored)
 
     def submit(self, chunks: Sequence[Submission]) -> None:
-        """See `Backend.submit`."""
         try:
             self._enqueue(chunks)
         except LeaseEndedError:
@@ -131,31 +127,30 @@ class ClusterBackend:
         for terms, part in itertools.groupby(chunks, attrgetter("terms")):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
             tag = replace(self._tag, limit=terms.limit, attempts=terms.attempts, once=terms.once)
-            # Chunks that a task waits for come before more tasks that would wait as well.
+            # Chunks that a task waits for go first: later tasks might only wait as well.
             self._session.enqueue(
                 self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=terms.lost,
                 at_front=blocking.active(),
             )  # fmt: skip
 
     def stop(self, unfinished: Iterable[str]) -> None:
-        """See `Backend.stop`."""
         self._collector.stop()
         try:
             self._broker.cancel(self.queue, unfinished)
             self._broker.announce_nothing(self._session.id)
         except (RedisError, OSError) as error:
-            log.warning("could not cancel what is unfinished: %s", error)
+            log.warning("could not cancel the unfinished chunks: %s", error)
         self._collector.join()
         self._keepalive.stop()
         try:
             self._broker.forget_session(self._session.id)
         except (RedisError, OSError) as error:
-            log.warning("could not remove the session's keys, which expire: %s", error)
+            log.warning("could not remove the session's keys, which will expire: %s", error)
         self._broker.client.close()
 
 
 def show_output(host: str, pid: int, text: str) -> None:
-    """Print what a task printed, each line with where it ran, and none behind a progress bar."""
+    """Print the output of a task above any progress bar, each line with the host and pid."""
     lines = "".join(f"[{host} {pid}] {line}\n" for line in text.splitlines())
     encoding = sys.stdout.encoding or "utf-8"
     shown = lines.encode(encoding, "backslashreplace").decode(encoding)

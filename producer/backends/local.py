@@ -1,4 +1,4 @@
-"""The local backend: a Pool's chunks on child processes of this process, without any server."""
+"""The local backend: a pool's chunks on child processes of this process, without a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from farpool.producer.backends.base import Submission
+from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.session import interrupts
 from farpool.producer.session.collector import Break, Resolve
 from farpool.shared.child.chunks import Setup
@@ -30,19 +30,19 @@ _FRESH = 0, MAX_ATTEMPTS
 _JOIN_SECONDS = 5.0
 _KILL_SECONDS = 0.05
 _GUARD = (
-    " (processes import the program's main module: what starts the pool has to stand below "
+    " (processes import the program's main module: start the pool below "
     "'if __name__ == \"__main__\":')"
 )
 
 
-class LocalBackend:
-    """Child processes of this process, driven by one thread.
+class LocalBackend(Backend):
+    """Child processes of this process, driven by one thread; see `Backend` for the methods.
 
     Args:
         processes: number of child processes.
-        initializer: called once in each with `initargs`.
-        max_tasks: tasks after which a child is replaced.
-        context: a multiprocessing context; the forkserver by default.
+        initializer: called once with `initargs` in each.
+        max_tasks: number of chunks after which a child is replaced; None for no limit.
+        context: a multiprocessing context; forkserver by default.
     """
 
     setup: Setup | None = None
@@ -74,36 +74,31 @@ class LocalBackend:
         self._unwanted: set[str] = set()
         self._numbers = itertools.count()
         self._attempts: dict[str, tuple[int, int]] = {}
-        """ChunkCodec -> processes that it has cost and may cost, unless that is `_FRESH`."""
+        """Chunk id -> (processes that it has cost, attempts), unless that is `_FRESH`."""
         self._storing = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="farpool-local", daemon=True)
 
     def start(self, resolve: Resolve, broken: Break) -> None:
-        """See `Backend.start`."""
         self._resolve = resolve
         self._broken = broken
         self._dispatcher.start()
         interrupts.start(self._thread)
 
     def new_id(self) -> str:
-        """See `Backend.new_id`."""
         return str(next(self._numbers))
 
     def workers(self) -> list[Any]:
-        """See `Backend.workers`."""
         return [entry.process for entry in list(self._dispatcher.pool.processes)]
 
     def cancel(self, chunks: Collection[str]) -> None:
-        """See `Backend.cancel`."""
         for chunk_id in chunks:
             self._attempts.pop(chunk_id, None)
         self._canceled.append(frozenset(chunks))
         self._dispatcher.pool.wake()
 
     def store(self, name: str, data: bytes) -> Reference:
-        """See `Backend.store`."""
         try:
             with self._storing:
                 if self._folder is None:
@@ -115,12 +110,10 @@ class LocalBackend:
         return "file", str(path)
 
     def unstore(self, stored: Reference) -> None:
-        """See `Backend.unstore`."""
         if stored[0] == "file":
             Path(stored[1]).unlink(missing_ok=True)
 
     def submit(self, chunks: Sequence[Submission]) -> None:
-        """See `Backend.submit`."""
         for chunk in chunks:
             limit, attempts, lost, once = chunk.terms
             if (lost, attempts) != _FRESH:
@@ -165,7 +158,7 @@ class LocalBackend:
             running = {task: seconds for task, seconds in self._dispatcher.running()}
             self._unwanted &= {task.key for task in running}
             for task, seconds in running.items():
-                # A short task is over before a process could be replaced.
+                # A short task ends sooner than a process is replaced.
                 if task.key in self._unwanted and seconds >= _KILL_SECONDS:
                     self._dispatcher.kill(task)
 
@@ -186,7 +179,6 @@ class LocalBackend:
         self._resolve(key, outcome.of_error(error)[0])
 
     def stop(self, unfinished: Iterable[str]) -> None:
-        """See `Backend.stop`."""
         self._stopping = True
         self._dispatcher.pool.wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -197,13 +189,13 @@ class LocalBackend:
 
 
 def _main_reaches_children() -> bool:
-    """Whether multiprocessing gives children the same `__main__`: not in a REPL or notebook."""
+    """Return True if children get the same `__main__`, which they lack in a REPL or notebook."""
     main: Any = sys.modules.get("__main__")
     if getattr(main, "__file__", None) == "<stdin>":
-        # multiprocessing would have each process look for a file of this name.
+        # multiprocessing would make each child look for a file of this name.
         del main.__file__
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name.rpartition(".")[2] == "__main__":
-        # multiprocessing does not import the main module of a package, a folder or a zip file.
+        # Children do not import the main module of a package, a folder or a zip file.
         return False
     return bool(spec or getattr(main, "__file__", None))

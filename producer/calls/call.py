@@ -1,9 +1,9 @@
-"""One call of a pool: its items as chunks, and what becomes of them.
+"""One call of a pool: encodes its items as chunks, and decides what an outcome leads to.
 
-    Feeder --items--> Call.encode --Submission--> Backend
+    Feeder --items--> Call.cut --Submission--> Backend
     ResultSink <--values, errors-- Call.take_outcome <--outcome-- InFlight
 
-A call decides and does no I/O, except for a large function that it stores once for all its chunks.
+A call does no I/O, except to store a large function once for all chunks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from farpool.producer.backends.base import Backend, Submission, Terms
@@ -27,27 +27,27 @@ from farpool.shared.records import Reference
 
 
 class ResultSink(Protocol):
-    """The result that a method of `Pool` has returned; see `AsyncResult` and `Stream`."""
+    """The object that a method of `Pool` returned; see `AsyncResult` and `Stream`."""
 
     _sent: int
-    """Number of items that were sent, or could not be."""
+    """Number of items taken from the iterable to be sent."""
 
     def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
-        """Take the values of the items from `start` on; `failures` by index among them."""
+        """Take the values of the items from `start` on, and their failures by index in `values`."""
 
     def _all_sent(self, count: int, error: BaseException | None) -> None:
-        """Learn that there are `count` items, and what the iterable raised after them."""
+        """Take the number of items, and the exception that the iterable raised after them."""
 
     def _fail(self, error: BaseException) -> None:
-        """Complete with an exception, whatever is still missing."""
+        """Complete with an exception, without the missing items."""
 
 
 class InFlightChunk(NamedTuple):
-    """A chunk on its way: the items of `call` from `start` on.
+    """A chunk in flight: the items of `call` from `start` on.
 
     Attributes:
-        failures: times that its items have raised before.
-        lost: processes that its items may have cost before.
+        failures: number of times that its items have raised before.
+        lost: number of processes that its items may have cost before.
     """
 
     call: Call
@@ -58,19 +58,19 @@ class InFlightChunk(NamedTuple):
 
 
 class Call:
-    """The items of one call, on their way out and back.
+    """One call, from its items to their values and errors.
 
     Args:
         backend: runs the chunks.
-        codec: encodes them.
-        name: what they are called in the logs of nodes.
-        sink: gets the values and errors of the items.
-        options: the options of each task.
-        window: bounds how much is on its way.
-        sizer: cuts items into chunks.
-        by_item: the window counts items, until they are handed out; else it counts chunks.
-        room: size of the window once a chunk has come back.
-        store: send a large function once for all chunks.
+        codec: encodes the chunks.
+        name: name of the function, for the logs of nodes.
+        sink: takes the values and errors of the items.
+        options: the options of each item.
+        window: bounds the chunks in flight or, with `by_item`, the items.
+        sizer: says how many items the next chunk takes.
+        by_item: the window counts items until they are handed out; otherwise chunks in flight.
+        room: size of the window after the first outcome.
+        store: store a large function once for all chunks.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Call:
         self.sizer = sizer
         self.by_item = by_item
         self.all_sent = False
-        """Whether nothing more will be sent for the first time."""
+        """True once its feeder sends no more chunks."""
         self._backend = backend
         self._codec = codec
         self._name = name
@@ -108,17 +108,17 @@ class Call:
 
     @property
     def stores(self) -> bool:
-        """Whether the function is so large that it has to be sent ahead of the chunks."""
+        """True if the function has to be stored before the first chunk is sent."""
         function = self._codec.function
         return self._store and isinstance(function, bytes) and len(function) > INLINE_BYTES
 
     def store_function(self) -> None:
-        """Send a large function ahead, so that the chunks need not carry it; safe to repeat.
+        """Store a large function once, so that chunks only refer to it; the caller may repeat this.
 
         Raises:
-            PayloadError: it is too large.
+            PayloadError: it is larger than the backend takes.
             FarpoolError: this machine has no place for it.
-            RedisError: the server is away, or does not take it.
+            RedisError: the server is away, or refuses it.
         """
         function = self._codec.function
         if self.stores and isinstance(function, bytes):
@@ -127,7 +127,7 @@ class Call:
             self._codec.function = self._stored = self._backend.store(self._field, function)
 
     def hold(self) -> None:
-        """Count one more chunk in flight: it takes room, and needs the stored function."""
+        """Count one more chunk in flight, which takes room and uses the stored function."""
         if not self.by_item:
             self.window.take(1)
         if self._stored is not None:
@@ -135,9 +135,9 @@ class Call:
                 self._users += 1
 
     def release(self) -> None:
-        """Count one chunk less in flight; its feeder calls this once more, at its end.
+        """Count one chunk less in flight; the feeder calls this once more, when it ends.
 
-        The last one removes the stored function.
+        The last call removes the stored function.
         """
         if self._stored is None:
             return
@@ -148,9 +148,9 @@ class Call:
             self._backend.unstore(self._stored)
 
     def cut(self, start: int, items: Sequence[Any]) -> list[tuple[InFlightChunk, Submission]]:
-        """Encode items as one chunk, or as several if one would be too large.
+        """Encode items as one chunk, or as several if it would be too large.
 
-        Items that cannot be sent fail.
+        Items that do not pickle, or are too large on their own, fail.
         """
         count = len(items)
         chunk = InFlightChunk(self, start, items)
@@ -167,19 +167,15 @@ class Call:
         return [(chunk, self._submission(self._backend.new_id(), chunk, data))]
 
     def encode(self, chunk_id: str, chunk: InFlightChunk) -> Submission:
-        """Encode a chunk once more.
-
-        Raises:
-            Exception: an item does not pickle any more.
-        """
+        """Encode a chunk once more; raises if an item no longer pickles."""
         return self._submission(chunk_id, chunk, self._codec.data(chunk.items))
 
     def _submission(self, chunk_id: str, chunk: InFlightChunk, data: bytes) -> Submission:
         count = len(chunk.items)
-        # Chunks of about the same size take about the same time.
+        # The label rounds the size up: chunks of about the same size take about the same time.
         label = self._name if count == 1 else f"{self._name} x {1 << (count - 1).bit_length()}"
         most = self._options.max_attempts
-        # Nobody would know which of several items had cost the process: they get one attempt.
+        # If a chunk costs a process, nobody knows which item did: several get one attempt.
         terms = Terms(self._options.timeout or 0.0, 1 if count > 1 else most, chunk.lost, most == 1)
         return Submission(chunk_id, data, label, terms)
 
@@ -189,7 +185,7 @@ class Call:
         """Hand the values and errors of a chunk to the sink.
 
         Returns:
-            What has to run again, each with the monotonic time when it is due.
+            The chunks to run again, each with the monotonic time when it is due.
         """
         count = len(chunk.items)
         try:
@@ -214,7 +210,7 @@ class Call:
             self.window.give(1)
 
     def _retried(self, chunk: InFlightChunk, failures: Mapping[int, bytes]) -> list[int]:
-        """Return the indices of the items that are to run again, in order."""
+        """Return the indices of the items to retry, in order."""
         tries = chunk.failures + 1
         wanted = self._options.retries_after
         return [i for i in sorted(failures) if wanted(error_of(failures[i]), tries)]
@@ -228,17 +224,14 @@ class Call:
     def _take_loss(
         self, chunk: InFlightChunk, error: BaseException
     ) -> list[tuple[float, InFlightChunk]]:
-        """Handle an error that kept the whole chunk from an outcome."""
+        """Handle an error of the chunk as a whole; see `take_outcome`."""
         count = len(chunk.items)
         lost = chunk.lost + 1
         if isinstance(error, WorkerLostError) and count > 1 and lost < self._options.max_attempts:
-            # Alone, each item shows whether it was the one.
+            # Run alone, each item shows whether it costs a process.
             return [
-                (
-                    0.0,
-                    chunk._replace(start=chunk.start + i, items=chunk.items[i : i + 1], lost=lost),
-                )
-                for i in range(count)
+                (0.0, InFlightChunk(self, chunk.start + i, (item,), chunk.failures, lost))
+                for i, item in enumerate(chunk.items)
             ]
         if self._options.retries_after(error, chunk.failures + 1):
             return [self._retry(chunk, 0, count)]
@@ -250,17 +243,20 @@ class Call:
         self.sink._put(chunk.start, [None] * count, dict.fromkeys(range(count), error))
 
     def fail(self, error: BaseException) -> None:
-        """Complete the call with an exception; nothing more of it is sent."""
+        """Complete the call with an exception, and stop its feeder."""
         self.window.close()
         self.sink._fail(error)
 
 
 def read(data: bytes, count: int) -> Results:
-    """Return the values of a chunk of `count` items, its error outcomes by index, its seconds.
+    """Decode the outcome of a chunk of `count` items.
+
+    Returns:
+        The values, the error outcomes by index, and the duration in seconds.
 
     Raises:
-        BaseException: what kept the whole chunk from running.
-        PayloadError: the bytes are not the outcome of such a chunk.
+        PayloadError: the bytes are malformed.
+        BaseException: the error of the chunk as a whole.
     """
     match outcome.result(data):
         case (list(values), dict(failures), float(seconds)) if (
@@ -270,4 +266,9 @@ def read(data: bytes, count: int) -> Results:
             and all(isinstance(failure, bytes) for failure in failures.values())
         ):
             return values, failures, seconds
-    raise PayloadError(f"the bytes that came back are not the outcome of a chunk of {count}")
+    raise PayloadError(f"the outcome of a chunk of {count} items is malformed")
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """Return the name of a function, for the logs of nodes."""
+    return getattr(func, "__qualname__", None) or type(func).__name__

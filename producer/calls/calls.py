@@ -1,4 +1,4 @@
-"""Starts the calls of a pool: cuts their items into chunks and has them fed to the backend."""
+"""Starts the calls of a pool: chooses their chunk sizes and windows, and feeds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from farpool.producer.backends.base import Backend
-from farpool.producer.calls.call import Call, ResultSink
+from farpool.producer.calls.call import Call, ResultSink, name_of
 from farpool.producer.calls.chunk_size import AdaptiveSize, ChunkSizer, FixedSize, Items
 from farpool.producer.calls.feeder import Feeder
 from farpool.producer.calls.in_flight import InFlight
@@ -21,20 +21,20 @@ from farpool.shared.child.chunks import ChunkCodec, Kind
 from farpool.shared.errors import FarpoolError
 
 _AHEAD = 32
-"""Chunks per process that imap takes ahead of the results handed out."""
+"""Chunks per process that imap sends ahead of the results handed out."""
 _FIRST_ROOM, _ROOM = 4, 16
-"""Chunks of measured size per process on their way, before and after the first came back."""
+"""Chunks of adaptive size in flight per process, before and after the first outcome."""
 _FIXED_ROOM = 4096
-"""Chunks on their way where the caller gave their size."""
+"""Chunks of fixed size in flight."""
 _AT_ONCE = 64
-"""Chunks that are sent before a method returns; more are sent by a thread."""
+"""Most chunks of fixed size that a method sends before it returns; a thread sends more."""
 
 
 class Calls:
-    """The calls of one pool; does not keep the pool alive.
+    """The calls of one pool. It holds no reference to the pool, which its threads would keep alive.
 
     Args:
-        backend: where they run; started here.
+        backend: runs the chunks; started here.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -44,7 +44,7 @@ class Calls:
 
     @property
     def broken(self) -> BaseException | None:
-        """Why no call can run any more."""
+        """The reason why calls cannot run any more; None while they can."""
         return self._in_flight.broken
 
     def one(
@@ -59,9 +59,7 @@ class Calls:
         """Start a single call."""
         result = AsyncResult(callback, error_callback)
         items = Items([(tuple(args), dict(kwds))])
-        self._start(
-            result, func, "call", items, options, Window(1), FixedSize(1), at_once=True, store=False
-        )
+        self._start(result, func, "call", items, options, Window(1), FixedSize(1), at_once=True)
         return result
 
     def map(
@@ -110,10 +108,11 @@ class Calls:
         options: Options,
         ordered: bool,
     ) -> Stream:
-        """Start calls for items as the window has room.
+        """Start a call for each item, as its window has room.
 
         Args:
-            buffersize: items that may be on their way or waiting to be handed out.
+            buffersize: number of items that may be in flight or waiting to be handed out; None for
+                32 chunks per process.
 
         Raises:
             ValueError: a size is not positive.
@@ -141,19 +140,17 @@ class Calls:
         at_once: bool = False,
         by_item: bool = False,
         room: int = 0,
-        store: bool = True,
     ) -> None:
         where = self._backend
         try:
             codec = ChunkCodec(func, kind, where.setup, where.main_by_value, where.namespace)
         except Exception as error:
-            # As in multiprocessing, a call that cannot be sent fails by its result.
+            # As in multiprocessing, the result raises it.
             sink._fail(error)
             return
-        name = getattr(func, "__qualname__", None) or type(func).__name__
         call = Call(
-            where, codec, name, sink, options, window, sizer,
-            by_item=by_item, room=room, store=store,
+            where, codec, name_of(func), sink, options, window, sizer,
+            by_item=by_item, room=room, store=kind != "call",
         )  # fmt: skip
         if isinstance(sink, AsyncResult):
             sink._call_off = partial(self._cancel, call)
@@ -172,7 +169,7 @@ class Calls:
         self._in_flight.wait()
 
     def end(self) -> None:
-        """Stop the backend; what has not completed fails."""
+        """Stop the backend, and fail the calls that have not completed."""
         error = FarpoolError("the pool was terminated before the result was there")
         with interrupts.deferred_interrupts():
             self._backend.stop(self._in_flight.end(error))
@@ -180,7 +177,7 @@ class Calls:
 
 def _chunk_size(asked: int, options: Options) -> int:
     _check_positive("Chunksize", asked)
-    # The process that is ended in time should have no task but the one that takes too long.
+    # A timeout ends the process: only the item that is late should be in it.
     return 1 if options.timeout else asked
 
 

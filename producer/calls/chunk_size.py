@@ -1,4 +1,4 @@
-"""Cuts the items of a call into chunks: of a size that was asked for, or by measured time."""
+"""Cuts the items of a call into chunks, of a fixed size or of a measured duration."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 TARGET_SECONDS = 0.02
-"""Work that a chunk should hold: enough that its way costs little, little enough to spread."""
+"""Duration of an adaptive chunk: long beside the cost of sending it, short for an even spread."""
 TARGET_BYTES = 1 << 20
 MAX_CHUNK = 20_000
-"""Items beyond which a larger chunk saves nothing and only delays the first result."""
+"""Most items per chunk: more would save nothing, and delay the first result."""
 _FIRST_CHUNK = 16
 _FIRST_SHARE = 16
 _LAST_SHARE = 2
@@ -22,17 +22,17 @@ class ChunkSizer(Protocol):
     """Says how many items the next chunk should have."""
 
     def next(self, left: int | None) -> int:
-        """Return the size of the next chunk, given how many items are left if that is known."""
+        """Return the size of the next chunk; `left` is the number of items left, if known."""
 
     def sent(self, count: int, size: int) -> None:
-        """Take note that a chunk of `count` items takes `size` bytes."""
+        """Record that a chunk of `count` items takes `size` bytes."""
 
     def ran(self, count: int, seconds: float) -> None:
-        """Take note that a chunk of `count` items ran for `seconds`."""
+        """Record that a chunk of `count` items ran for `seconds`."""
 
 
 class FixedSize:
-    """Chunks of the size that was asked for."""
+    """Chunks of one size."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -49,10 +49,10 @@ class FixedSize:
 
 
 class AdaptiveSize:
-    """Chunks of about `TARGET_SECONDS`, smaller towards the end so that all processes end alike.
+    """Chunks of about `TARGET_SECONDS`, smaller near the end so that all processes end together.
 
     Args:
-        processes: number of processes that share the work.
+        processes: number of processes that share the items.
     """
 
     def __init__(self, processes: int) -> None:
@@ -66,7 +66,7 @@ class AdaptiveSize:
         size = MAX_CHUNK
         share = _LAST_SHARE
         if self._seconds is None:
-            # Nothing has come back yet: begin small, and grow while it does not.
+            # Before the first outcome: begin small, and double.
             size, self._guess = min(size, self._guess), self._guess * 2
             share = _FIRST_SHARE
         else:
@@ -89,10 +89,10 @@ class AdaptiveSize:
 
 
 class Items:
-    """The items of a call, a few at a time.
+    """The items of a call, a chunk at a time.
 
     Args:
-        iterator: where they come from; a sequence is cut without looking at its items.
+        iterator: the items; a sequence is sliced, and never iterated.
     """
 
     def __init__(self, iterator: Iterator[Any] | Sequence[Any]) -> None:
@@ -100,17 +100,17 @@ class Items:
         self._iterator = iter(iterator)
         self._at = 0
         self.error: BaseException | None = None
-        """What the iterator raised, after which there are no more items."""
+        """The exception that the iterator raised, and ended with."""
 
     @property
     def left(self) -> int | None:
-        """Number of items left, if that is known."""
+        """Number of items left; None if unknown."""
         return None if self._sequence is None else len(self._sequence) - self._at
 
     def take(self, count: int) -> Sequence[Any]:
-        """Return the next `count` items; fewer only if there are no more.
+        """Return the next `count` items; fewer only at the end.
 
-        None of those that would travel with what the iterator raises, as in multiprocessing.
+        As in multiprocessing, if the iterator raises, the items of that chunk are dropped.
         """
         if self._sequence is not None:
             part = self._sequence[self._at : self._at + count]

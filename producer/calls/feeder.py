@@ -1,10 +1,10 @@
-"""Sends the items of one call off as chunks, as many at a time as its window has room for."""
+"""Sends the items of one call as chunks, as its window has room."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 
 from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.calls.call import Call
@@ -19,12 +19,16 @@ _REFILL = 4
 
 
 class Feeder:
-    """Feeds one call to a backend.
+    """Cuts the items of one call into chunks, adds them to `InFlight`, and submits them.
+
+    It runs in a thread of its own (`start`), or in the caller's thread (`run`) for a call that is
+    sent at once. During an outage of the server a thread waits, whereas the caller must not be
+    held up: it leaves the chunks to the timer of `InFlight`.
 
     Args:
         backend: runs the chunks.
-        in_flight: takes them while they are on their way.
-        call: encodes them.
+        in_flight: owns the chunks once they are sent.
+        call: encodes the chunks.
         items: the call's items.
     """
 
@@ -45,7 +49,7 @@ class Feeder:
     def _feed(self) -> None:
         self.run()
         if self._call.by_item:
-            # Whoever iterates may lose interest until the last result has been handed out.
+            # The iterator may be dropped until its last result has been handed out.
             self._call.window.wait_unused()
             self._drop_unwanted()
         self._in_flight.fed(self._call)
@@ -55,15 +59,15 @@ class Feeder:
             self._in_flight.cancel(self._call)
 
     def run(self) -> None:
-        """Send all chunks; returns when the last is on its way, or nobody wants the rest."""
+        """Send all chunks; return once the last is sent, or nobody wants the rest."""
         try:
-            self._until_sent(self._call.store_function)
+            self._outage.repeat(self._call.store_function, self._wanted)
             while not self._send_some():
                 pass
         except (Exception, SystemExit) as error:
             self._call.fail(error)
         except BaseException as error:
-            # Ctrl-C in the caller's own thread.
+            # Ctrl-C in the caller's thread.
             self._call.fail(error)
             raise
         finally:
@@ -73,9 +77,14 @@ class Feeder:
             self._in_flight.changed()
 
     def _send_some(self) -> bool:
-        """Wait for room, and send what fits; returns whether that was all."""
+        """Wait for room in the window and send one batch of chunks; return True after the last.
+
+        A batch ends when the window is full, `_BATCH_BYTES` are encoded, or `_BATCH_SECONDS` have
+        passed, so that processes get the first chunks while the next are encoded. A chunk is in the
+        table of `InFlight` before it is submitted, because its outcome may come at once.
+        """
         call, sink, window = self._call, self._call.sink, self._call.window
-        # A thread is not woken for every unit, so that chunks are sent in batches.
+        # Room for several chunks at a time makes batches, and wakes the thread less often.
         least = max(1, window.size // _REFILL) if self._threaded else 1
         if call.by_item:
             least = max(least, call.sizer.next(None))
@@ -83,8 +92,8 @@ class Feeder:
         deadline = time.monotonic() + _BATCH_SECONDS
         batch: list[Submission] = []
         ended = room == 0
-        taken = 0
-        while not ended and room > 0 and taken < _BATCH_BYTES and time.monotonic() < deadline:
+        encoded = 0
+        while not ended and room > 0 and encoded < _BATCH_BYTES and time.monotonic() < deadline:
             size = call.sizer.next(self._items.left)
             if call.by_item and size > room:
                 break
@@ -99,7 +108,7 @@ class Feeder:
                 for chunk, submission in call.cut(start, items):
                     self._in_flight.add(submission.id, chunk)
                     batch.append(submission)
-                    taken += len(submission.data)
+                    encoded += len(submission.data)
         if batch:
             self._submit(batch)
         if ended and not window.closed:
@@ -108,19 +117,15 @@ class Feeder:
 
     def _submit(self, batch: list[Submission]) -> None:
         if self._threaded:
-            self._until_sent(lambda: self._backend.submit(batch))
+            self._outage.repeat(partial(self._backend.submit, batch), self._wanted)
             return
         try:
             self._backend.submit(batch)
         except Exception as error:
             if not is_away(error):
                 raise
-            # The caller may be an event loop, and is not held up.
+            # The caller may be an event loop.
             self._in_flight.send_later(submission.id for submission in batch)
 
-    def _until_sent(self, send: Callable[[], None]) -> None:
-        sent = False
-        while not sent and not self._call.window.closed:
-            with self._outage.retrying():
-                send()
-                sent = True
+    def _wanted(self) -> bool:
+        return not self._call.window.closed

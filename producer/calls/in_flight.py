@@ -1,8 +1,8 @@
-"""The chunks of a pool on their way: one table, and the timer of those to be sent again.
+"""The chunks of a pool in flight: one table, and the timer of the chunks to send again.
 
 Feeder --add--> InFlight <--resolve, fail_all-- Backend
 
-docs/chunk.md has the states of a chunk.
+docs/chunk.md has the states and transitions of a chunk.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 
 from farpool.producer.backends.base import Backend, Submission
 from farpool.producer.calls.call import Call, InFlightChunk
@@ -25,25 +26,25 @@ _AT_ONCE = 256
 
 
 class InFlight:
-    """Owns the chunks between a pool's calls and its backend; does not keep the pool alive.
+    """Owns the chunks of a pool from the moment that they are sent until their outcome has come.
 
-    A task that uses a pool whose processes also run the tasks of others waits for those while
-    anything is in flight, and says so; see `shared/pipe/blocking.py`.
+    A task that uses a pool whose processes it shares counts as waiting while chunks are in flight,
+    so that a spare process works in its place; see `shared/pipe/blocking.py`.
 
     Args:
-        backend: where the chunks run.
+        backend: runs the chunks.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.broken: BaseException | None = None
-        """Why no chunk can run any more."""
+        """The reason why chunks cannot run any more; None while they can."""
         self._backend = backend
         self._chunks: dict[str, InFlightChunk] = {}
-        self._fed: set[Call] = set()
-        """Calls that a feeder's thread works for."""
+        self._feeding: set[Call] = set()
+        """Calls whose feeder has a thread, which still runs."""
         self._ended = False
         self._blocking = False
-        # One lock for both: what may end a wait, and when the timer's thread has to look.
+        # One lock for both conditions, of `wait` and `end`, and of the timer.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._timer_changed = threading.Condition(self._lock)
@@ -55,14 +56,14 @@ class InFlight:
     # --- the table ------------------------------------------------------------------------
 
     def add(self, chunk_id: str, chunk: InFlightChunk) -> None:
-        """Wait for the outcome of a chunk."""
+        """Add a chunk that is about to be sent, or scheduled."""
         chunk.call.hold()
         self._chunks[chunk_id] = chunk
         self._tell_blocking()
         if self.broken is not None:
             chunk.call.fail(self.broken)
             if not self._ended:
-                # Afterwards `end` wants to know of it.
+                # While `end` runs, the chunk stays in the table for `end` to return its id.
                 self._remove(chunk_id)
                 self.changed()
 
@@ -78,7 +79,7 @@ class InFlight:
                 self.changed()
 
     def cancel(self, call: Call) -> None:
-        """Wait for nothing more of a call, and drop what has not begun."""
+        """Drop the chunks of a call."""
         if self._ended:
             return
         ids = [key for key, chunk in list(self._chunks.items()) if chunk.call is call]
@@ -96,16 +97,16 @@ class InFlight:
             chunk.call.release()
 
     def feed(self, call: Call) -> None:
-        """Expect more chunks of a call, until `fed`."""
-        self._fed.add(call)
+        """Register a call whose feeder starts a thread."""
+        self._feeding.add(call)
 
     def fed(self, call: Call) -> None:
-        """Expect no more chunks of a call."""
-        self._fed.discard(call)
+        """Unregister a call at the end of its feeder's thread."""
+        self._feeding.discard(call)
         self.changed()
 
     def changed(self) -> None:
-        """Let `wait` and `end` look again."""
+        """Wake `wait` and `end` to check their conditions."""
         self._tell_blocking()
         with self._lock:
             self._changed.notify_all()
@@ -120,9 +121,9 @@ class InFlight:
                 (blocking.begin if waiting else blocking.end)(self._backend.queue)
 
     def fail_all(self, error: BaseException) -> None:
-        """Fail every call, now and later: no chunk can run any more."""
+        """Fail every call, present and future, because chunks cannot run any more."""
         self.broken = error
-        for call in list(self._fed):
+        for call in list(self._feeding):
             call.fail(error)
         for chunk_id, chunk in list(self._chunks.items()):
             chunk.call.fail(error)
@@ -130,22 +131,22 @@ class InFlight:
         self.changed()
 
     def wait(self) -> None:
-        """Wait until all has been sent, and nothing is in flight."""
-        for call in list(self._fed):
-            # Whoever waits here hands out no results, and so makes no room for more.
+        """Wait until all chunks have been sent and have ended."""
+        for call in list(self._feeding):
+            # The caller waits here instead of taking results, which would make room.
             call.window.widen(1 << 62)
         with self._lock:
             self._changed.wait_for(lambda: not self._chunks and self._all_sent())
 
     def end(self, error: BaseException) -> list[str]:
-        """Fail everything once and for all; returns the ids of the chunks that were in flight."""
+        """Fail every call, for the end of the pool; return the ids of the chunks in flight."""
         self._ended = True
-        # Also for chunks that are about to be added.
+        # For feeders that are about to add chunks.
         self.broken = error
-        for call in list(self._fed):
+        for call in list(self._feeding):
             call.fail(error)
         with self._lock:
-            # A feeder that waits for its iterable cannot be stopped; it sends nothing any more.
+            # A feeder blocked in its iterable cannot be stopped, but will send nothing more.
             self._changed.wait_for(self._all_sent, _END_SECONDS)
         self._stop_timer()
         ids = list(self._chunks)
@@ -153,12 +154,12 @@ class InFlight:
         return ids
 
     def _all_sent(self) -> bool:
-        return all(call.all_sent for call in list(self._fed))
+        return all(call.all_sent for call in list(self._feeding))
 
     # --- sending again --------------------------------------------------------------------
 
     def send_later(self, chunk_ids: Iterable[str]) -> None:
-        """Send chunks of the table once the server answers again."""
+        """Schedule chunks of the table to be sent once the server answers again."""
         for chunk_id in chunk_ids:
             self._schedule(0.0, chunk_id)
 
@@ -166,20 +167,20 @@ class InFlight:
         chunk_id = self._backend.new_id()
         self.add(chunk_id, chunk)
         if chunk.call.window.closed:
-            # It may have been called off before it was in the table, so nobody else removes it.
+            # The call may have been canceled just before the chunk was in the table.
             self._remove(chunk_id)
             self.changed()
         else:
             self._schedule(due, chunk_id)
 
     def _schedule(self, due: float, chunk_id: str) -> None:
-        """Send a chunk of the table at monotonic time `due`; the timer's thread does it."""
+        """Have the timer send a chunk of the table at monotonic time `due`."""
         with self._lock:
             if self._ended:
                 return
             heapq.heappush(self._due, (due, next(self._numbers), chunk_id))
             if self._timer is None:
-                # It is there only as long as something is due.
+                # The thread runs only while chunks are scheduled.
                 timer = threading.Thread(target=self._run, name="farpool-retry", daemon=True)
                 interrupts.start(timer)
                 self._timer = timer
@@ -189,17 +190,12 @@ class InFlight:
         outage = Outage()
         while ids := self._next_due():
             chunks = [chunk for chunk in map(self._encode, ids) if chunk is not None]
-            sent = not chunks
-            while not (sent or self._ended):
-                try:
-                    with outage.retrying():
-                        self._backend.submit(chunks)
-                        sent = True
-                except Exception as error:
-                    for chunk in chunks:
-                        self._fail(chunk.id, error)
-                    sent = True
-            # Some may have been called off while they were sent, or have failed beside others.
+            try:
+                outage.repeat(partial(self._backend.submit, chunks), lambda: not self._ended)
+            except Exception as error:
+                for chunk in chunks:
+                    self._fail(chunk.id, error)
+            # While they were sent, their call may have been canceled, or failed by another chunk.
             unwanted = [chunk.id for chunk in chunks if chunk.id not in self._chunks]
             if unwanted and not self._ended:
                 self._backend.cancel(unwanted)
@@ -221,7 +217,7 @@ class InFlight:
             self.changed()
 
     def _next_due(self) -> list[str]:
-        """Wait for chunks that are due; returns none once nothing waits, and ends the thread."""
+        """Wait for chunks that are due; an empty list ends the thread."""
         with self._lock:
             while self._due and not self._ended:
                 now = time.monotonic()
@@ -230,7 +226,7 @@ class InFlight:
                     due.append(heapq.heappop(self._due)[2])
                 if due:
                     return due
-                # Chunks that were called off should not keep the thread.
+                # Dropped chunks should not keep the thread.
                 self._due = [each for each in self._due if each[2] in self._chunks]
                 heapq.heapify(self._due)
                 if self._due:

@@ -1,4 +1,4 @@
-"""What a caller may ask of each task, beyond what multiprocessing offers."""
+"""Options of each task, in addition to multiprocessing's."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class TaskOptions(TypedDict, total=False):
     """Options of `Pool`'s methods.
 
     Attributes:
-        timeout: seconds that each task may run; then its process is ended, it fails with
-            `TimeoutError`, and the pool goes on. Tasks with a timeout travel one by one.
-        retries: times that a task is run again after it raised an exception of `retry_on`.
-        retry_on: a class of exceptions or a tuple of them; by default every `Exception`.
-        backoff: seconds until the first retry; doubled for each one after it, up to an hour.
-        max_attempts: executions of a task that may cost a process before the task fails with
-            `WorkerLostError`; anew for each retry. With 1, nothing that may have begun on a lost
-            process or node is run again.
-        at_most_once: the readable name of `max_attempts=1`; not together with retries.
+        timeout: seconds that each task may run; after that its process is ended, the task fails
+            with `TimeoutError`, and the pool goes on. A chunk of such a call holds one item.
+        retries: number of times that a task runs again after an exception of `retry_on`.
+        retry_on: an exception class or a tuple of them; by default `Exception`.
+        backoff: seconds until the first retry; doubled for each later one, up to an hour.
+        max_attempts: number of executions that may cost a process before the task fails with
+            `WorkerLostError`; each retry counts from zero. With 1, a task that may have begun on a
+            lost process or node never runs again.
+        at_most_once: the readable name of `max_attempts=1`; excludes retries.
     """
 
     timeout: float | None
@@ -42,7 +42,7 @@ class TaskOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """`TaskOptions`, checked and with their defaults.
+    """`TaskOptions`, checked and with defaults.
 
     Raises:
         ValueError, TypeError: an option has a value that cannot be used.
@@ -56,11 +56,11 @@ class Options:
 
     @classmethod
     def of(cls, given: TaskOptions) -> Options:
-        """Check what a caller has given.
+        """Check the options of a caller.
 
         Raises:
-            TypeError: there is no such option.
-            ValueError: `at_most_once` is given with what may run a task again.
+            TypeError: an option is unknown.
+            ValueError: `at_most_once` is given with an option that lets a task run again.
             ValueError, TypeError: see `Options`.
         """
         known = {field.name for field in fields(cls)} | {_AT_MOST_ONCE}
@@ -99,12 +99,12 @@ class Options:
             raise TypeError(f"retry_on must be exception classes, not {self.retry_on!r}")
 
     def retries_after(self, error: BaseException, failures: int) -> bool:
-        """Return whether a task is run again that has raised `failures` times, `error` at last."""
-        # A lost process has attempts of its own, and a task that was deleted is not wanted.
+        """Return True if a task runs again that has raised `failures` times, `error` the last."""
+        # A lost process counts against `max_attempts`, and a deleted task should not run.
         if failures > self.retries or isinstance(error, WorkerLostError | NoResultError):
             return False
         return isinstance(error, self.retry_on)
 
     def delay(self, failures: int) -> float:
-        """Return the seconds until a task is run again that has raised `failures` times."""
+        """Return the seconds until a task runs again that has raised `failures` times."""
         return float(min(_MAX_BACKOFF, self.backoff * 2.0 ** min(failures - 1, 64)))

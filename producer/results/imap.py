@@ -1,7 +1,7 @@
-"""`Pool.imap` and `imap_unordered`: results one by one, from a bounded window of work.
+"""The iterators of `Pool.imap` and its like: results one by one, from a bounded window of items.
 
-Items count from when they are taken from the iterable until their result has been handed out, so
-memory stays bounded at both ends however long the iterable is.
+An item is in the window from when it is taken from the iterable until its result is handed out.
+This bounds memory however long the iterable is, and however slowly results are taken.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Entry = tuple[Any, BaseException | None]
 
 
 class Stream:
-    """The results of one call that have come back and were not handed out.
+    """The results of one call that have come, and wait to be handed out.
 
     Args:
-        window: items that may be on their way or here.
+        window: bounds the items in flight and the results here.
         ordered: hand results out in the order of the items.
     """
 
@@ -39,6 +39,7 @@ class Stream:
         self._changed = threading.Condition(self._lock)
         self._ready: deque[Entry] = deque()
         self._early: dict[int, list[Entry]] = {}
+        """Index of the first item -> results that came before their turn."""
         self._next = 0
         self._handed_out = 0
         self._total: int | None = None
@@ -71,13 +72,13 @@ class Stream:
             self._notify()
 
     def _fail(self, error: BaseException) -> None:
-        """End with an exception once the results that are here have been handed out."""
+        """End with an exception, after the results that are here."""
         with self._lock:
             self._failure = self._failure or error
             self._notify()
 
     def when_changed(self, call: Callable[[], None]) -> None:
-        """Call `call` once, from any thread, when something has come in from now on."""
+        """Call `call` once, from any thread, at the next change."""
         with self._lock:
             self._waiting.append(call)
 
@@ -87,21 +88,14 @@ class Stream:
         for call in waiting:
             call()
 
-    def next(self, timeout: float | None) -> Any:
-        """Hand out the next result; see `IMapIterator.next`."""
-        entry = self.take(timeout)
-        if entry is None:
-            raise TimeoutError(f"no result after {timeout} seconds")
-        value, error = entry
-        if error is not None:
-            raise error
-        return value
-
     def take(self, timeout: float | None) -> Entry | None:
-        """Hand out the next result and exception; None if there is none in `timeout` seconds.
+        """Hand out the next (value, exception); None after `timeout` seconds without one.
+
+        Handing out a result makes room in the window, so that the feeder sends more. Results that
+        have come are handed out before a failure of the whole call is raised.
 
         Raises:
-            StopIteration: there are no more.
+            StopIteration: all results have been handed out.
             BaseException: the call has failed as a whole.
         """
         with self._lock:
@@ -121,14 +115,14 @@ class Stream:
 
 
 class IMapIterator(Iterator[Any]):
-    """Iterates over results as they come, as `multiprocessing.pool.IMapIterator`.
+    """An iterator over results as they come, as `multiprocessing.pool.IMapIterator`.
 
-    A task's exception is raised in its place, and the iteration goes on after it. Dropping the
-    iterator, as a `break` out of a loop does, drops the work that has not begun.
+    A task's exception is raised in the place of its result, and the iteration can go on after it.
+    Dropping the iterator, as a `break` out of a loop does, drops the items that have not begun.
 
     Args:
-        stream: where the results come from.
-        pool: kept alive as long as the iterator is.
+        stream: hands out the results.
+        pool: kept alive as long as the iterator.
     """
 
     def __init__(self, stream: Stream, pool: object) -> None:
@@ -150,11 +144,14 @@ class IMapIterator(Iterator[Any]):
             timeout: seconds to wait for it; None for as long as it takes.
 
         Raises:
-            StopIteration: there are no more.
-            TimeoutError: it is not there in time; may be called again.
-            BaseException: what the task raised, or the iterable at this place.
+            StopIteration: all results have been returned.
+            TimeoutError: the result has not come in time; the caller may try again.
+            BaseException: the exception that the task raised, or the iterable in this place.
         """
-        return self._stream.next(timeout)
+        entry = self._stream.take(timeout)
+        if entry is None:
+            raise TimeoutError(f"no result after {timeout} seconds")
+        return _value(entry)
 
     def __enter__(self) -> Self:
         return self
@@ -166,12 +163,7 @@ class IMapIterator(Iterator[Any]):
         return self
 
     async def __anext__(self) -> Any:
-        """Return the next result, while the loop goes on.
-
-        Raises:
-            StopAsyncIteration: there are no more.
-            BaseException: see `next`.
-        """
+        """Return the next result, without blocking the loop; raises as `next` does."""
         loop = asyncio.get_running_loop()
         while True:
             changed = loop.create_future()
@@ -180,14 +172,17 @@ class IMapIterator(Iterator[Any]):
                 entry = self._stream.take(0)
             except StopIteration:
                 raise StopAsyncIteration from None
-            if entry is None:
-                await changed
-                continue
-            value, error = entry
-            if error is not None:
-                raise error
-            return value
+            if entry is not None:
+                return _value(entry)
+            await changed
 
     def close(self) -> None:
-        """Drop the results that were not handed out, and the work that has not begun."""
+        """Drop the remaining results, and the items that have not begun."""
         self._finalizer()
+
+
+def _value(entry: Entry) -> Any:
+    value, error = entry
+    if error is not None:
+        raise error
+    return value

@@ -1,4 +1,4 @@
-"""What a Pool's methods return: results that come later."""
+"""The results that the asynchronous methods of a pool return."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class _Bar(tqdm):  # type: ignore[type-arg]
 
 
 class AsyncResult:
-    """The results of a call, as `multiprocessing.pool.AsyncResult`.
+    """The result of a call, as `multiprocessing.pool.AsyncResult`.
 
     Args:
-        callback: called with the result once it is there, from a thread of the pool.
-        error_callback: called with the exception instead if the call failed.
+        callback: called with the result when the call has completed, from a thread of the pool.
+        error_callback: called with the exception instead if the call has failed.
     """
 
     def __init__(self, callback: Callback = None, error_callback: Callback = None) -> None:
         self._sent = 0
         self._owner: object = None
-        self._call_off: Callable[[], None] = _nothing
+        self._call_off: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._waiting: list[Callable[[], None]] = []
         self._changed = threading.Condition(self._lock)
@@ -49,14 +49,14 @@ class AsyncResult:
         self._error: BaseException | None = None
 
     def ready(self) -> bool:
-        """Return whether the call has completed."""
+        """Return True if the call has completed."""
         return self._completed
 
     def successful(self) -> bool:
-        """Return whether the call completed without an exception.
+        """Return True if the call has completed without an exception.
 
         Raises:
-            ValueError: it has not completed.
+            ValueError: the call has not completed.
         """
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
@@ -78,7 +78,7 @@ class AsyncResult:
 
         Raises:
             TimeoutError: the call has not completed in time (a multiprocessing.TimeoutError).
-            BaseException: what the task raised, its remote traceback as the cause.
+            BaseException: the exception that the task raised, its remote traceback as the cause.
         """
         if not self._wait(timeout):
             raise TimeoutError(f"no result after {timeout} seconds")
@@ -87,12 +87,12 @@ class AsyncResult:
         return self._value
 
     def cancel(self) -> bool:
-        """Drop the call; get() raises `concurrent.futures.CancelledError` then.
+        """Drop the call; `get` raises `concurrent.futures.CancelledError` then.
 
-        What has not begun never runs; a process that has been running it for a while is ended.
+        Items that have not begun never run. A process that has run one for a while is ended.
 
         Returns:
-            False if the call has completed already.
+            False if the call had completed already.
         """
         if self.ready():
             return False
@@ -100,12 +100,9 @@ class AsyncResult:
         return True
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Wait for the result while the loop goes on.
+        """Wait for the result without blocking the loop; raises as `get` does.
 
-        Who gives up waiting does not cancel the call, which others may wait for; `cancel` does.
-
-        Raises:
-            BaseException: what the task raised.
+        Canceling the awaiting task leaves the call running; `cancel` drops it.
         """
         loop = asyncio.get_running_loop()
         done = loop.create_future()
@@ -114,7 +111,7 @@ class AsyncResult:
         return self.get(0)
 
     def _when_done(self, call: Callable[[], None]) -> None:
-        # Asked without the lock, because a detached result may settle by it.
+        # Outside the lock: `ready` may settle a detached result, which takes the lock.
         if not self.ready():
             with self._lock:
                 if not self._completed:
@@ -134,7 +131,7 @@ class AsyncResult:
             if call is not None:
                 call(value if error is None else error)
         except (Exception, SystemExit):
-            # The thread that calls it serves other calls too.
+            # The thread serves the other calls too.
             log.exception("a callback failed")
         finally:
             with self._lock:
@@ -144,7 +141,7 @@ class AsyncResult:
                 waiting()
 
     def _put(self, start: int, values: Sequence[Any], failures: Mapping[int, Failure]) -> None:
-        """Take what became of the items from `start` on; `failures` by index among them."""
+        """See `call.ResultSink`, also for the next two."""
         if failures:
             self._settle(None, error_of(failures[0]))
         else:
@@ -154,15 +151,14 @@ class AsyncResult:
         pass
 
     def _fail(self, error: BaseException) -> None:
-        """Complete with an exception, whatever is still missing."""
         self._settle(None, error)
 
 
 class MapResult(AsyncResult):
     """The results of a map, in order, as `multiprocessing.pool.MapResult`.
 
-    It completes once every item has ended; the exception that it raises then is that of the
-    first item, in order, that failed.
+    It completes when all items have ended. `get` raises the exception of the first item, in order,
+    that failed.
 
     Args:
         count: number of items.
@@ -189,17 +185,17 @@ class MapResult(AsyncResult):
 
     @property
     def done(self) -> int:
-        """Items that have ended, well or not."""
+        """Number of items that have ended, with a value or an exception."""
         return self._done
 
     @property
     def failed(self) -> int:
-        """Items that have ended with an exception."""
+        """Number of items that have ended with an exception."""
         return self._failed
 
     @property
     def running(self) -> int:
-        """Items that are on their way: sent, and not ended; they run, or wait to."""
+        """Number of items in flight: they run, or wait to run."""
         return max(0, self._sent - self.done) if not self.ready() else 0
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
@@ -224,16 +220,12 @@ class MapResult(AsyncResult):
 
 
 def wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    """Complete a future of `loop` from another thread, unless either has ended."""
+    """Complete a future from another thread than its loop's, unless either has ended."""
 
     def complete() -> None:
         if not future.done():
             future.set_result(None)
 
-    # The loop may have been closed while somebody still waited in it.
+    # The loop may have been closed with the future pending.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(complete)
-
-
-def _nothing() -> None:
-    pass

@@ -1,7 +1,7 @@
-"""Ctrl-C at bad moments: in the midst of cleaning up, or of Python's own.
+"""Ctrl-C at bad moments: during clean-up, or inside Python's own code.
 
-One that comes within `Condition.__enter__` or a method of `Event`, which are Python's code, leaves
-their lock taken for ever. What a caller's thread passes through takes the lock itself instead.
+A Ctrl-C inside `Condition.__enter__` or a method of `Event`, which are Python code, leaves their
+lock taken for ever. Code that a caller's thread runs takes the lock itself instead.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _AGAIN_SECONDS = 0.05
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Put Ctrl-C off until the block has ended; one more goes through at once.
+    """Defer a Ctrl-C to the end of the block; a second one interrupts at once.
 
-    Does nothing in other threads than the main one, which get no signals.
+    Only the main thread gets signals: in another thread this does nothing.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    put_off: list[FrameType | None] = []
+    deferred: list[FrameType | None] = []
 
     def remember(_: int, frame: FrameType | None) -> None:
-        put_off.append(frame)
+        deferred.append(frame)
         signal.signal(signal.SIGINT, handler)
 
     signal.signal(signal.SIGINT, remember)
@@ -40,8 +40,8 @@ def deferred_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if put_off:
-            handler(signal.SIGINT, put_off[0])
+        if deferred:
+            handler(signal.SIGINT, deferred[0])
 
 
 def start(thread: threading.Thread) -> None:
@@ -51,9 +51,9 @@ def start(thread: threading.Thread) -> None:
 
 
 def insist() -> None:
-    """Have a Ctrl-C raised again that Python ignored, as it came within a finalizer.
+    """Repeat each Ctrl-C that Python ignores because it came inside a finalizer.
 
-    For programs of one's own: it sets `sys.unraisablehook`.
+    Only for programs of farpool's own: this sets `sys.unraisablehook`.
     """
     hook = sys.unraisablehook
     main = threading.main_thread().ident
@@ -63,11 +63,11 @@ def insist() -> None:
         time.sleep(_AGAIN_SECONDS)
         signal.pthread_kill(main, signal.SIGINT)
 
-    def told(ignored: Any) -> None:
+    def on_unraisable(ignored: Any) -> None:
         if ignored.exc_type is KeyboardInterrupt:
-            # The collector may have interrupted `threading` while it held a lock.
+            # The finalizer may have run inside `threading`, with a lock held: avoid its code.
             _thread.start_new_thread(again, ())
         else:
             hook(ignored)
 
-    sys.unraisablehook = told
+    sys.unraisablehook = on_unraisable

@@ -1,4 +1,7 @@
-"""A pool's sign of life, and what its chunks refer to: one hash on the server that expires."""
+"""A pool's lease: a hash on the server that expires unless the pool renews it.
+
+The fields of the hash hold the large functions and initializers that the pool's chunks refer to.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ _JOIN_SECONDS = 5.0
 
 
 class KeepAlive:
-    """Nodes drop what a pool has not begun once its lease has ended.
+    """Renews the lease of a pool from a thread of its own, however busy the others are.
 
-    A thread of its own renews it, whatever else keeps the pool's other threads busy.
+    Once the lease has ended, nodes drop the chunks of the pool that have not begun.
 
     Args:
         broker: the server.
         session: id of the pool's session.
-        seconds: how long the lease lasts after the last sign of life.
+        seconds: duration of the lease from its last renewal on.
 
     Raises:
-        RedisError: from `renew` and `store`; safe to call again.
+        RedisError: from `renew` and `store`, which the caller may repeat.
     """
 
     def __init__(self, broker: Broker, session: str, seconds: float) -> None:
@@ -42,7 +45,7 @@ class KeepAlive:
         self._thread = threading.Thread(target=self._run, name="farpool-lease", daemon=True)
 
     def start(self) -> None:
-        """Keep it from now on, until `stop`."""
+        """Renew the lease from now on, until `stop`."""
         interrupts.start(self._thread)
 
     def _run(self) -> None:
@@ -53,35 +56,35 @@ class KeepAlive:
                 pause = period
             except (RedisError, OSError) as error:
                 log.debug("could not renew the lease: %s", error)
-                # Two periods later it would have ended.
+                # Two periods later the lease would have ended.
                 pause = min(period, _RETRY_SECONDS)
 
     def renew(self) -> None:
-        """Renew it; writes all of it if it has ended, or the server has lost it."""
+        """Renew the lease; write the whole hash anew if it has expired or the server lost it."""
         with self._lock:
             if not self._broker.renew_session(self._session, self._seconds):
                 self._broker.store(self._session, self._fields, self._seconds)
 
     def store(self, name: str, data: bytes) -> InSession:
-        """Keep bytes as long as the lease lasts, or until `unstore`."""
+        """Store bytes as a field of the hash, until `unstore`; return the reference to them."""
         with self._lock:
             self._fields[name] = data
-            there = self._broker.renew_session(self._session, self._seconds)
-            fields = {name: data} if there else self._fields
+            alive = self._broker.renew_session(self._session, self._seconds)
+            fields = {name: data} if alive else self._fields
             self._broker.store(self._session, fields, self._seconds)
         return self._broker.reference(self._session, name, data)
 
     def unstore(self, stored: InSession) -> None:
-        """Remove what `store` kept."""
+        """Remove the bytes that `store` stored."""
         with self._lock:
             self._fields.pop(stored[2], None)
             try:
                 self._broker.unstore(self._session, stored[2])
             except (RedisError, OSError) as error:
-                log.warning("could not remove a function, which expires: %s", error)
+                log.warning("could not remove a stored function, which will expire: %s", error)
 
     def stop(self) -> None:
-        """Renew it no more."""
+        """Stop renewing the lease."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)

@@ -1,4 +1,4 @@
-"""What a producer does while the server does not answer: it says so once, and tries again."""
+"""Outages of the server, to a producer: it logs each once, and retries until the server is back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from redis import exceptions
 
@@ -21,29 +21,33 @@ _AWAY = (
     exceptions.OutOfMemoryError, NoHandshakeError, OSError,
 )  # fmt: skip
 _NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS) ")
-"""How errors begin that have no class, alone or in a pipeline: the server has become a replica,
-cannot save, or has too few replicas."""
+"""Beginnings of errors without a class of their own, alone or in a pipeline: the server has become
+a replica, cannot save, or has too few replicas."""
 _REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 def is_away(error: Exception) -> bool:
-    """Return whether an error says that the server is away or full for now, not that it refuses."""
+    """Return True for an error that may pass: the server is away or full. A refusal stays."""
     passes = isinstance(error, _AWAY) or _NOT_NOW.search(str(error)) is not None
     return passes and not isinstance(error, _REFUSED)
 
 
 class Outage:
-    """Rides out restarts of the server and breaks of the network, however long they are."""
+    """Retries through restarts of the server and breaks of the network, however long they last."""
 
     def __init__(self) -> None:
         self._reason = ""
 
     @contextlib.contextmanager
     def retrying(self, patience: float = math.inf) -> Iterator[None]:
-        """Wait a moment, at most `patience` seconds, in place of raising that the server is away.
+        """Pause instead of raising an error that may pass; the caller repeats the block.
+
+        Args:
+            patience: seconds that the pause may last.
 
         Raises:
-            AuthenticationError, AuthorizationError: the server is there and refuses the login.
+            AuthenticationError, AuthorizationError: the server refuses the login.
+            Exception: any other error of the block that does not pass.
         """
         try:
             yield
@@ -58,3 +62,11 @@ class Outage:
             if self._reason:
                 log.warning("the server answers again")
             self._reason = ""
+
+    def repeat(self, action: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Call `action` until it succeeds, or is no longer `wanted`; raises as `retrying` does."""
+        done = False
+        while not done and wanted():
+            with self.retrying():
+                action()
+                done = True

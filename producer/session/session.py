@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from rq.job import JobStatus
 from rq.results import Result
 
+from farpool.producer.session.wait import BLOCK_SECONDS, warn_if_unserved
 from farpool.shared import keys
 from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.pickling import outcome
@@ -23,33 +24,26 @@ from farpool.shared.redis.broker import Broker, of_another_type
 
 log = logging.getLogger(__name__)
 
-NOBODY = "nobody works on the queue %r; start a node with: farpool worker %s"
-
-BLOCK_SECONDS = 5.0
-"""Longest that a call waits in the server, well inside the socket's timeout."""
 RECONCILE_SECONDS = 5.0
-"""How long an outcome may go unannounced before its job is looked at."""
+"""Seconds without an announcement after which the session looks at the job itself."""
 _SLICE = 1000
 _MOMENT = 0.001
 _PID_DIGITS = 20
 
 
-def time_left(deadline: float, most: float) -> float:
-    """Return the seconds until monotonic time `deadline`, between 0 and `most`."""
-    return min(most, max(0.0, deadline - time.monotonic()))
-
-
 class Session:
-    """Follows the outcomes of jobs that were enqueued with this session in their tag.
+    """Follows the outcomes of the jobs whose tag names this session.
+
+    One thread calls `wait` and `look`; others may call the rest meanwhile.
 
     Args:
         broker: the server.
-        session_id: that of a session which some process has begun; None for a new one.
-        keep: leave outcomes on the server for others to read.
-        on_output: called with (host, pid, text) for what tasks with forwarded output print.
+        session_id: the id of a session that another object began; None for a new session.
+        keep: leave the outcomes on the server, for other readers.
+        on_output: called with (host, pid, text) for each output that the tasks forward.
 
     Raises:
-        RedisError: from every method that talks to the server; nothing is lost by calling again.
+        RedisError: from every method that talks to the server; the caller may repeat the call.
     """
 
     def __init__(
@@ -65,22 +59,24 @@ class Session:
         self._keep = keep
         self._on_output = on_output
         self._numbers = itertools.count()
+        self._queue = ""
         self._lock = threading.Lock()
         self._pending: dict[str, float] = {}
-        """Job id -> monotonic time when it was surely on the server; infinity until then."""
-        self._unsure: set[str] = set()
-        """Jobs of which the server has not said whether it took them. Their outcomes stay there, by
-        which it knows them when they are sent again."""
-        self._seen = {keys.done(self.id): "0-0"}
+        """Job id -> monotonic time by which the server had the job; infinity until then."""
+        self._unconfirmed: set[str] = set()
+        """Jobs whose enqueueing failed, perhaps by a lost reply only."""
+        self._last_entries = {keys.done(self.id): "0-0"}
+        """Key of a stream -> id of the last entry read."""
         if on_output is not None:
-            self._seen[keys.output(self.id)] = "0-0"
-        self._begun = False
-        self._found: list[tuple[str, bytes]] = []
-        self._read: list[str] = []
+            self._last_entries[keys.output(self.id)] = "0-0"
+        self._started = False
+        self._outcomes: list[tuple[str, bytes]] = []
+        """(job id, outcome) of each job that `wait` or `look` is to return."""
+        self._to_remove: list[str] = []
+        """Jobs whose outcomes have been read, and can be removed from the server."""
         self._reconcile_at = 0.0
-        self._queue = ""
-        self._collected = False
-        """Whether anything has come since the last look at what is overdue."""
+        self._progressed = False
+        """True if an outcome has come since the last `_reconcile`."""
 
     def new_id(self) -> str:
         """Return a job id that was never used."""
@@ -88,13 +84,16 @@ class Session:
 
     @property
     def pending(self) -> int:
-        """Number of jobs still waited for."""
+        """Number of jobs whose outcome has not come yet."""
         return len(self._pending)
 
     def enqueue(self, queue: str, jobs: Sequence[NewJob], tag: Tag, **options: Any) -> None:
-        """Enqueue jobs and wait for them too; may be called from another thread than `wait`.
+        """Enqueue jobs and expect their outcomes.
 
-        Called again with jobs that the server did not answer for, it adds those that are missing.
+        After an error the caller may repeat the call: each job is enqueued once, even if the
+        first call had succeeded and only its reply was lost. Until a call succeeds, its jobs are
+        unconfirmed. They may run all the same, so they are pending as well, and their outcomes
+        stay on the server, because the enqueue script skips a job that has an outcome.
 
         Args:
             options: see `Broker.enqueue`.
@@ -103,79 +102,87 @@ class Session:
             LeaseEndedError: see `Broker.enqueue`.
         """
         self._queue = queue
-        # Known before they are sent, because the first may end before the last is sent.
         ids = [job.id for job in jobs]
         with self._lock:
-            again = not self._unsure.isdisjoint(ids)
+            again = not self._unconfirmed.isdisjoint(ids)
             if again:
-                ended = self._unsure - self._pending.keys()
+                ended = self._unconfirmed - self._pending.keys()
                 jobs = [job for job in jobs if job.id not in ended]
+            # Before they are sent, because the first may end before the last is sent.
             self._pending.update((job.id, math.inf) for job in jobs)
         try:
             self._broker.enqueue(queue, jobs, tag, again=again, **options)
         except BaseException:
             with self._lock:
-                self._unsure.update(ids)
+                self._unconfirmed.update(ids)
             raise
         now = time.monotonic()
         with self._lock:
             self._pending.update((name, now) for name in ids if name in self._pending)
             if again:
-                self._unsure.difference_update(ids)
+                self._unconfirmed.difference_update(ids)
                 if not self._keep:
-                    self._read += [name for name in ids if name not in self._pending]
+                    self._to_remove += [name for name in ids if name not in self._pending]
 
     def expect(self, queue: str, ids: Iterable[str]) -> None:
-        """Wait also for jobs that another process has enqueued in this session."""
+        """Expect the outcomes of jobs that are in a queue already."""
         self._queue = queue
         now = time.monotonic()
         with self._lock:
             self._pending.update((job_id, now) for job_id in ids)
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Wait for these jobs no more."""
+    def drop(self, ids: Collection[str]) -> None:
+        """Forget jobs: expect no outcome of them, and never enqueue them again."""
         with self._lock:
             for job_id in ids:
                 self._pending.pop(job_id, None)
-
-    def drop(self, ids: Collection[str]) -> None:
-        """Wait for these jobs no more, and do not send them again either."""
-        self.forget(ids)
-        with self._lock:
-            self._unsure.difference_update(ids)
+            self._unconfirmed.difference_update(ids)
 
     def wait(self, timeout: float) -> list[tuple[str, bytes]]:
-        """Wait up to `timeout` seconds; returns (job id, outcome) of those that have ended."""
-        if not self._begun:
-            # Whoever begins to wait late may find that the stream's beginning was trimmed.
+        """Wait up to `timeout` seconds for outcomes; return (job id, outcome) of each."""
+        if not self._started:
+            # The oldest announcements may have been trimmed from the stream before this call.
             with self._lock:
-                known = list(self._pending)
-            self._collect(known)
-            self._begun = True
+                pending = list(self._pending)
+            self._collect(pending)
+            self._started = True
         elif time.monotonic() >= self._reconcile_at:
             self._reconcile()
-        if not self._found or self._on_output is not None:
+        if not self._outcomes or self._on_output is not None:
             self._listen(timeout)
-        # What was found before an error of the server is handed out by the next call.
-        found, self._found = self._found, []
-        return found
+        return self._handed_out()
+
+    def look(self) -> list[tuple[str, bytes]]:
+        """Look at every pending job at once; return (job id, outcome) of each that has ended."""
+        self._reconcile(0.0)
+        return self._handed_out()
+
+    def _handed_out(self) -> list[tuple[str, bytes]]:
+        # Outcomes collected before an error of the server are returned by the next call.
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def _listen(self, timeout: float) -> None:
-        # What the tasks printed before they ended is shown before their results are.
-        patience = _MOMENT if self._found else min(timeout, BLOCK_SECONDS)
-        if patience <= 0:
+        """Block until the session's streams have new entries; show outputs, collect outcomes.
+
+        The same round trip removes the outcomes that have been read before. If outcomes wait to be
+        handed out, it does not block: it only shows what their tasks printed before they ended.
+        """
+        seconds = _MOMENT if self._outcomes else min(timeout, BLOCK_SECONDS)
+        if seconds <= 0:
             return
-        read = list(self._read)
-        entries = self._broker.announcements(self._seen, patience, self.id, read)
-        del self._read[: len(read)]
+        removed = list(self._to_remove)
+        entries = self._broker.announcements(self._last_entries, seconds, self.id, removed)
+        # `enqueue` may have appended to the list meanwhile.
+        del self._to_remove[: len(removed)]
         announced: list[str] = []
         for stream, entry, fields in entries:
             if b"ids" in fields:
                 announced += fields[b"ids"].decode("utf-8", "replace").split()
             else:
                 self._show(fields)
-            self._seen[stream] = entry
-        self._collect([i for i in announced if i in self._pending])
+            self._last_entries[stream] = entry
+        self._collect([job_id for job_id in announced if job_id in self._pending])
 
     def _show(self, fields: dict[bytes, bytes]) -> None:
         if self._on_output is None:
@@ -184,54 +191,59 @@ class Session:
             fields.get(name, b"").decode("utf-8", "replace") for name in (b"host", b"pid", b"text")
         )
         if not (pid.isascii() and pid.isdigit()):
-            log.warning("skipped what is no output of a task: %.60r", fields)
+            log.warning("skipped a malformed entry in the stream of outputs: %.60r", fields)
             return
         try:
             self._on_output(host, int(pid[:_PID_DIGITS]), text)
         except Exception as error:
-            # Where nothing can be shown, results still count.
-            log.warning("what tasks print is no longer shown: %r", error)
+            # A closed stdout must not cost results.
+            log.warning("the output of tasks is no longer shown: %r", error)
             self._on_output = None
 
     def _collect(self, ids: list[str]) -> None:
+        """Read the outcomes of these jobs from the session's hash."""
         for at in range(0, len(ids), _SLICE):
             part = ids[at : at + _SLICE]
-            outcomes = self._broker.outcomes(self.id, part)
-            self._ended(
-                [(i, data) for i, data in zip(part, outcomes, strict=True) if data is not None]
-            )
+            read = zip(part, self._broker.outcomes(self.id, part), strict=True)
+            self._take([(job_id, data) for job_id, data in read if data is not None])
 
-    def _ended(self, found: list[tuple[str, bytes]]) -> None:
-        if found:
-            self._collected = True
-            self._found += found
-            ids = [job_id for job_id, _ in found]
-            self.forget(ids)
-            if not self._keep:
-                self._read += [job_id for job_id in ids if job_id not in self._unsure]
-            self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
-
-    def look(self) -> list[tuple[str, bytes]]:
-        """Return what has ended by now, without waiting for anything to be overdue; see `wait`."""
-        self._reconcile(0.0)
-        found, self._found = self._found, []
-        return found
+    def _take(self, outcomes: list[tuple[str, bytes]]) -> None:
+        if not outcomes:
+            return
+        self._progressed = True
+        self._outcomes += outcomes
+        with self._lock:
+            for job_id, _ in outcomes:
+                self._pending.pop(job_id, None)
+                if not self._keep and job_id not in self._unconfirmed:
+                    self._to_remove.append(job_id)
+        self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
 
     def _reconcile(self, patience: float = RECONCILE_SECONDS) -> None:
-        """Look at every job whose outcome is overdue, and at what RQ's own tools did with it."""
+        """Find the outcomes that nobody announced.
+
+        An announcement is missed if the stream lost it (the server failed over, or trimmed it),
+        and never made if RQ's own code ended the job: a stock worker, `job.cancel()`,
+        `job.delete()`. For each job that is pending for `patience` seconds this reads
+
+        1. the session's hash, where nodes write outcomes;
+        2. the status of the jobs without an outcome;
+        3. the hash again for the jobs that are gone: a node may have written the outcome, and
+           deleted the job, between the first two;
+        4. RQ's result of the jobs that have a final status.
+        """
         self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
         overdue = time.monotonic() - patience
         with self._lock:
-            pending = [job_id for job_id, sent in self._pending.items() if sent <= overdue]
-        if pending and not self._collected and not self._broker.served(self._queue):
-            log.warning(NOBODY, self._queue, self._queue)
-        self._collected = False
+            pending = [job_id for job_id, since in self._pending.items() if since <= overdue]
+        if pending and not self._progressed:
+            warn_if_unserved(self._broker, self._queue)
+        self._progressed = False
         self._collect(pending)
         missing = [job_id for job_id in pending if job_id in self._pending]
         statuses = self._broker.statuses(missing)
-        # An outcome that came between the two looks has a job that is gone.
-        self._collect([i for i in missing if statuses[i] is None])
-        self._ended(
+        self._collect([job_id for job_id in missing if statuses[job_id] is None])
+        self._take(
             [
                 (job_id, data)
                 for job_id in missing
@@ -240,6 +252,7 @@ class Session:
         )
 
     def _by_rq(self, job_id: str, status: str | None) -> bytes | None:
+        """Return the outcome of a job that RQ's own code ended; None while it has not ended."""
         if status in (JobStatus.FINISHED, JobStatus.FAILED):
             try:
                 record = self._broker.latest_result(job_id)
@@ -259,7 +272,7 @@ class Session:
 
 
 def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]) -> bytes:
-    """Make an outcome of an entry in RQ's stream of a job's results, as a stock worker wrote it."""
+    """Make an outcome from an entry in RQ's stream of a job's results."""
     try:
         result = Result.restore(job_id, entry, fields, connection=broker.client)
     except Exception as error:
@@ -270,16 +283,12 @@ def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any,
 
 
 def text_of_failure(result: Result) -> str:
-    """Return the traceback of a failed job, or what else ended it."""
+    """Return the traceback of a failed job, or the reason why it has no traceback."""
     if result.type == Result.Type.MAX_RETRIES_EXCEEDED:
         return f"job {result.job_id} returned a Retry more often than its max allows"
     return result.exc_string or f"job {result.job_id} failed"
 
 
 def _unreadable(job_id: str, error: Exception) -> bytes:
-    return outcome.of_error(NoResultError(f"the result of job {job_id} is none: {error!r}"))[0]
-
-
-def deadline_of(timeout: float | None) -> float:
-    """Return the monotonic time after `timeout` seconds; infinity for None."""
-    return math.inf if timeout is None else time.monotonic() + timeout
+    message = f"the result of job {job_id} cannot be read: {error!r}"
+    return outcome.of_error(NoResultError(message))[0]

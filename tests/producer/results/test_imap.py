@@ -56,7 +56,7 @@ def test_only_what_the_window_needs_is_taken(pool: Pool) -> None:
 def test_a_break_ends_the_work(pool: Pool, method: Callable[..., Iterator[int]]) -> None:
     numbers = Counted()
     assert len(list(itertools.islice(method(pool, tasks.square, numbers), 10))) == 10
-    wait_for(lambda: not pool._calls._in_flight._fed)
+    wait_for(lambda: not pool._calls._in_flight._feeding)
     taken = numbers.taken
     assert pool.apply(tasks.square, (3,)) == 9
     assert numbers.taken == taken
