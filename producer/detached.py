@@ -29,8 +29,8 @@ from farpool.shared.errors import ConfigError, NoResultError, PayloadError
 from farpool.shared.pickling import payload
 from farpool.shared.pickling.outcome import Failure
 from farpool.shared.records import NewJob, Reference, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect, url_or_default
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.shared.signing import signer
 
 RESULT_SECONDS = 86_400
@@ -92,7 +92,7 @@ def start(
     record = DetachedCall(
         backend.queue, len(items), 1 if options.timeout else chunksize, single=kind == "call"
     )
-    broker = Broker(connect(backend.url))
+    broker = ProducerBroker(connect(backend.url))
     try:
         call_id = _send(
             broker, backend.initialize, backend.namespace, func, kind, items, record, options
@@ -103,7 +103,7 @@ def start(
 
 
 def _send(
-    broker: Broker,
+    broker: ProducerBroker,
     initialize: tuple[str, bytes] | None,
     namespace: str,
     func: Callable[..., Any],
@@ -158,7 +158,7 @@ def _batches(
         yield batch
 
 
-def find_call(broker: Broker, call_id: str) -> DetachedCall | None:
+def find_call(broker: ProducerBroker, call_id: str) -> DetachedCall | None:
     """Return what is known of a detached call; None if there is none of this id (any more).
 
     Raises:
@@ -228,7 +228,7 @@ class DetachedResult(MapResult):
         with self._starting:
             if self._collector is not None or self._settled:
                 return
-            broker = Broker(connect(self._url, check=False))
+            broker = ProducerBroker(connect(self._url, check=False))
             session = Session(broker, session_id=self.id)
             session.expect(self._record.queue, self._record.chunks(self.id))
             self._collector = Collector(session, ended=partial(self._ended, broker))
@@ -256,7 +256,7 @@ class DetachedResult(MapResult):
         if self._collector is not None:
             self._collector.stop()
 
-    def _ended(self, broker: Broker) -> None:
+    def _ended(self, broker: ProducerBroker) -> None:
         # What is complete need not be remembered longer than its results are kept.
         with contextlib.suppress(RedisError, OSError):
             broker.renew_session(self.id, RESULT_SECONDS)
@@ -270,7 +270,7 @@ class DetachedResult(MapResult):
         """
         if self.ready():
             return False
-        broker = Broker(connect(self._url))
+        broker = ProducerBroker(connect(self._url))
         try:
             broker.cancel(self._record.queue, self._record.chunks(self.id))
             self._fail(CancelledError())
@@ -325,7 +325,7 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
     where = url_or_default(url)
     if where is None:
         raise ConfigError("no server: give url= or set FARPOOL_URL")
-    broker = Broker(connect(where))
+    broker = ProducerBroker(connect(where))
     try:
         known = isinstance(call_id, str) and _ID.fullmatch(call_id)
         record = find_call(broker, call_id) if known else None

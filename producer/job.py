@@ -14,7 +14,6 @@ from rq.results import Result
 from farpool.producer.session.outage import Outage
 from farpool.producer.session.session import (
     BLOCK_SECONDS,
-    NOBODY,
     deadline_of,
     text_of_failure,
     time_left,
@@ -22,7 +21,7 @@ from farpool.producer.session.session import (
 from farpool.shared.errors import NoResultError, TimeoutError
 from farpool.shared.pickling import outcome
 from farpool.shared.pipe import blocking
-from farpool.shared.redis.broker import UNFINISHED, Broker
+from farpool.shared.redis.producers import UNFINISHED, ProducerBroker
 from farpool.shared.signing.rq_job import SignedJob
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class Job(SignedJob):
         return found
 
     def _ended_within(self, seconds: float) -> Result | None:
-        broker = Broker(self.connection)
+        broker = ProducerBroker(self.connection)
         entries, status = broker.results_of(self.id, self._after, max(seconds, 0.001))
         if entries and status not in UNFINISHED:
             # Read again together with its signature, if there is a secret.
@@ -95,13 +94,13 @@ class Job(SignedJob):
             self._after = entries[-1][0]
         elif status in _WITHOUT_RESULT:
             raise NoResultError(f"job {self.id} was {status or 'deleted, or has expired'}")
-        elif not (self._said_unserved or broker.served(self.origin)):
+        elif not self._said_unserved and (why := broker.unserved(self.origin)):
             self._said_unserved = True
-            log.warning(NOBODY, self.origin, self.origin)
+            log.warning("%s", why)
         return None
 
     def _error(self, result: Result) -> BaseException:
-        broker = Broker(self.connection)
+        broker = ProducerBroker(self.connection)
         session = broker.tag(self.id).session
         if session:
             (found,) = broker.outcomes(session, [self.id])

@@ -19,11 +19,10 @@ from farpool.shared import keys
 from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.pickling import outcome
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker, of_another_type
+from farpool.shared.redis.base import of_another_type
+from farpool.shared.redis.producers import ProducerBroker
 
 log = logging.getLogger(__name__)
-
-NOBODY = "nobody works on the queue %r; start a node with: farpool worker %s"
 
 BLOCK_SECONDS = 5.0
 """Longest that a call waits in the server, well inside the socket's timeout."""
@@ -54,7 +53,7 @@ class Session:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: ProducerBroker,
         *,
         session_id: str | None = None,
         keep: bool = True,
@@ -97,10 +96,10 @@ class Session:
         Called again with jobs that the server did not answer for, it adds those that are missing.
 
         Args:
-            options: see `Broker.enqueue`.
+            options: see `ProducerBroker.enqueue`.
 
         Raises:
-            LeaseEndedError: see `Broker.enqueue`.
+            LeaseEndedError: see `ProducerBroker.enqueue`.
         """
         self._queue = queue
         # Known before they are sent, because the first may end before the last is sent.
@@ -223,8 +222,8 @@ class Session:
         overdue = time.monotonic() - patience
         with self._lock:
             pending = [job_id for job_id, sent in self._pending.items() if sent <= overdue]
-        if pending and not self._collected and not self._broker.served(self._queue):
-            log.warning(NOBODY, self._queue, self._queue)
+        if pending and not self._collected and (why := self._broker.unserved(self._queue)):
+            log.warning("%s", why)
         self._collected = False
         self._collect(pending)
         missing = [job_id for job_id in pending if job_id in self._pending]
@@ -258,7 +257,9 @@ class Session:
         return outcome.of_error(NoResultError(f"job {job_id} was {status}"))[0]
 
 
-def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]) -> bytes:
+def outcome_of_record(
+    broker: ProducerBroker, job_id: str, entry: str, fields: dict[Any, Any]
+) -> bytes:
     """Make an outcome of an entry in RQ's stream of a job's results, as a stock worker wrote it."""
     try:
         result = Result.restore(job_id, entry, fields, connection=broker.client)

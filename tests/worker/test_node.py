@@ -19,8 +19,8 @@ from farpool.shared import keys
 from farpool.shared.child.functions import name_of
 from farpool.shared.pickling import payload
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import URL_VARIABLE
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.worker.config import NodeConfig
 from farpool.worker.node import Node
 from tests.support import tasks
@@ -88,7 +88,7 @@ def test_a_hard_limit_ends_a_process_and_nothing_else(
     start_node: Start, url: str, client: Redis, tmp_path: Path
 ) -> None:
     start_node(processes=1)
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     marker = tmp_path / "marker"
     data = payload.dumps((name_of(tasks.search_for_ever), None, (str(marker),), {}))
     tag = Tag("5e55", limit=0.5)
