@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ResponseError
 
 from farpool.shared.defaults import MAX_PAYLOAD
 from farpool.shared.errors import PayloadError, SignatureError
@@ -150,9 +150,9 @@ class ResultWriter:
         if self._lines:
             try:
                 self._broker.output(self._lines)
-            except OutOfMemoryError:
-                # Results must not wait for what can do without.
-                log.warning("the server is full: lines that tasks printed are not shown")
+            except ResponseError as error:
+                # Results do not wait for lines, as on a full server.
+                log.warning("lines that tasks printed are not shown: %s", error)
             self._lines.clear()
         if self._completions:
             groups: dict[object, list[Completion]] = {}

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from redis.exceptions import OutOfMemoryError
+
 from farpool.shared import keys
 from farpool.shared.defaults import ABANDONED_SECONDS, RESULT_SECONDS
 from farpool.shared.errors import FarpoolError
 from farpool.shared.pickling import payload
-from farpool.shared.records import (
-    EXHAUSTED,
-    PROTOCOL,
-    Claim,
-    Completion,
-    Tag,
-    claim_of,
-    iso,
-)
+from farpool.shared.records import EXHAUSTED, PROTOCOL, Claim, Completion, Tag, claim_of, iso
 from farpool.shared.redis.base import text
 from farpool.shared.redis.leases import LeaseBroker
 from farpool.shared.redis.script import PendingReply, script
@@ -119,7 +114,8 @@ class NodeBroker(LeaseBroker):
             )
             for claim in refused
         ]  # fmt: skip
-        with self.client.pipeline() as pipe:
+        # A full server holds up no job; the node's log has the same.
+        with contextlib.suppress(OutOfMemoryError), self.client.pipeline() as pipe:
             pipe.lpush(keys.QUARANTINE, *notes)
             pipe.ltrim(keys.QUARANTINE, 0, _QUARANTINED - 1)
             pipe.execute()
