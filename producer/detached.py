@@ -29,8 +29,8 @@ from farpool.shared.defaults import INLINE_BYTES, MAX_PAYLOAD
 from farpool.shared.errors import ConfigError, NoResultError, PayloadError
 from farpool.shared.pickling import payload
 from farpool.shared.records import NewJob, Reference, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect, url_or_default
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.shared.signing import signer
 
 RESULT_SECONDS = 86_400
@@ -99,7 +99,7 @@ def start(
         limit=options.timeout or 0.0, once=options.max_attempts == 1,
     )  # fmt: skip
     with contextlib.closing(connect(backend.url)) as client:
-        broker = Broker(client)
+        broker = ProducerBroker(client)
         codec = _store(broker, call_id, record, backend, func, kind)
         for batch in _batches(codec, name_of(func), items, record, call_id):
             broker.enqueue(record.queue, batch, tag, timeout=NO_TIMEOUT, result_ttl=RESULT_SECONDS)
@@ -107,7 +107,7 @@ def start(
 
 
 def _store(
-    broker: Broker,
+    broker: ProducerBroker,
     call_id: str,
     record: DetachedCall,
     backend: ClusterBackend,
@@ -173,7 +173,7 @@ def attach(call_id: str, *, url: str | None = None) -> DetachedResult:
     if where is None:
         raise ConfigError("no server: give url= or set FARPOOL_URL")
     with contextlib.closing(connect(where)) as client:
-        broker = Broker(client)
+        broker = ProducerBroker(client)
         valid = isinstance(call_id, str) and _ID.fullmatch(call_id)
         stored = broker.stored(call_id, _RECORD) if valid else None
     if stored is None:
@@ -230,7 +230,7 @@ class DetachedResult(MapResult):
         with self._starting:
             if self._collector is not None or self._settled:
                 return
-            broker = Broker(connect(self._url, check=False))
+            broker = ProducerBroker(connect(self._url, check=False))
             session = Session(broker, session_id=self.id)
             session.expect(self._record.queue, self._record.chunks(self.id))
             self._collector = Collector(session, ended=partial(self._ended, broker))
@@ -257,7 +257,7 @@ class DetachedResult(MapResult):
         if self._collector is not None:
             self._collector.stop()
 
-    def _ended(self, broker: Broker) -> None:
+    def _ended(self, broker: ProducerBroker) -> None:
         # The record of a completed call expires with its results.
         with contextlib.suppress(RedisError, OSError):
             broker.renew_session(self.id, RESULT_SECONDS)
@@ -272,7 +272,7 @@ class DetachedResult(MapResult):
         if self.ready():
             return False
         with contextlib.closing(connect(self._url)) as client:
-            broker = Broker(client)
+            broker = ProducerBroker(client)
             broker.cancel(self._record.queue, self._record.chunks(self.id))
             self._fail(CancelledError())
             # The collector may be blocked in the server.

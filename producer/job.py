@@ -18,7 +18,7 @@ from farpool.shared.errors import ConfigError, NoResultError, TimeoutError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import blocking
 from farpool.shared.records import NewJob
-from farpool.shared.redis.broker import UNFINISHED, Broker
+from farpool.shared.redis.producers import UNFINISHED, ProducerBroker
 from farpool.shared.signing.rq_job import SignedJob
 
 _FIRST_BLOCKS = (0.5, 1.0)
@@ -77,7 +77,7 @@ class Job(SignedJob):
         RQ's stream of results outlives a run: a retried job, or one whose id was used before, has
         entries of earlier runs. An entry is the job's result only if its status is final too.
         """
-        broker = Broker(self.connection)
+        broker = ProducerBroker(self.connection)
         entries, status = broker.results_of(self.id, self._last_entry, max(seconds, 0.001))
         if entries and status not in UNFINISHED:
             # With a secret it is read again, together with its signature.
@@ -94,7 +94,7 @@ class Job(SignedJob):
         return None
 
     def _error(self, result: Result) -> BaseException:
-        broker = Broker(self.connection)
+        broker = ProducerBroker(self.connection)
         session = broker.tag(self.id).session
         if session:
             (data,) = broker.outcomes(session, [self.id])

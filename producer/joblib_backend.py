@@ -13,8 +13,8 @@ from joblib.parallel import AutoBatchingMixin, FallbackToBackend, Parallel, Para
 
 from farpool.producer.pool import Pool
 from farpool.producer.results.result import AsyncResult
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect, url_or_default
+from farpool.shared.redis.viewers import ViewerBroker
 
 
 class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
@@ -106,7 +106,7 @@ class FarpoolBackend(AutoBatchingMixin, ParallelBackendBase):
 
     def _processes_of_nodes(self, url: str) -> int:
         with contextlib.closing(connect(url)) as client:
-            return Broker(client).processes(self._queue) or os.cpu_count() or 1
+            return ViewerBroker(client).processes(self._queue) or os.cpu_count() or 1
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None

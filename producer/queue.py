@@ -26,8 +26,8 @@ from farpool.shared.defaults import MAX_PAYLOAD, RESULT_SECONDS
 from farpool.shared.errors import ConfigError, QueueFullError, ServerFullError, SignatureError
 from farpool.shared.pickling import payload
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect, url_or_default
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.shared.signing.rq_job import guarded
 from farpool.shared.signing.signer import JOB_FIELD
 
@@ -82,7 +82,7 @@ class Queue(RQQueue):
             connection = connect(where)
         super().__init__(name, connection=connection, **options)
         self.max_queued = max_queued
-        self._broker = Broker(connection)
+        self._broker = ProducerBroker(connection)
         self._pickles = self.serializer is DefaultSerializer
         if self._broker.signer is not None:
             # RQ's own code reads some jobs with RQ's Job, which does not check signatures.

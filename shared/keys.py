@@ -45,11 +45,6 @@ def job(job_id: str) -> str:
     return f"{PREFIX}:job:{job_id}"
 
 
-def dependents(job_id: str) -> str:
-    """Set of the jobs that wait for job `job_id`."""
-    return f"{PREFIX}:job:{job_id}:dependents"
-
-
 def result_stream(job_id: str) -> str:
     """RQ's stream of the results of one job."""
     return f"{PREFIX}:results:{job_id}"

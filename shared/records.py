@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-_TAG = re.compile(rb"([0-9a-f]*) ([dcolm]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,6})?)")
+from farpool.shared.defaults import MAX_ATTEMPTS
+from farpool.shared.errors import WorkerLostError
+
+PROTOCOL = 1
+"""Number of what travels, in the tag of each job of ours and in the record of each node. A newer
+one keeps the words of a tag where they are; it may add flags, and words at the end. A node gives
+jobs of a newer one back."""
+
+_TAG = re.compile(
+    rb"\d{1,4} ([0-9a-f]*) ([a-z]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,6})?)(?: .*)?", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,39 @@ class Tag:
         marks = "".join(flag for flag, on in zip("dcolm", flags, strict=True) if on)
         # The shortest limit must not turn into none.
         limit = max(self.limit, 1e-6) if self.limit else 0.0
-        return f"{self.session} {marks} {self.attempts} {limit:.6f}"
+        return f"{PROTOCOL} {self.session} {marks} {self.attempts} {limit:.6f}"
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
     def decode(field: bytes) -> Tag:
-        """Read the job's field; what `encode` did not write counts as none."""
+        """Read the job's field, of this protocol or a newer one; anything else counts as none."""
         found = _TAG.fullmatch(field)
         if found is None:
             return Tag()
         session, flags = found[1].decode(), found[2].decode()
         announce, chunk, output, leased, once = (flag in flags for flag in "dcolm")
         return Tag(session, announce, chunk, output, leased, once, int(found[3]), float(found[4]))
+
+
+class Attempts(NamedTuple):
+    """The executions of a task that may cost a process or a node before it fails."""
+
+    allowed: int = MAX_ATTEMPTS
+    used: int = 0
+
+    def charged(self) -> Attempts:
+        """Return what it has after one more execution that did."""
+        return self._replace(used=self.used + 1)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether none is left."""
+        return self.used >= self.allowed
+
+    def error(self, reason: str) -> WorkerLostError:
+        """Return the error of a task that has none left, with what ended the last one."""
+        plural = "attempt" if self.allowed == 1 else "attempts"
+        return WorkerLostError(f"{reason} (gave up after {self.allowed} {plural})")
 
 
 InFile = tuple[Literal["file"], str]
@@ -89,24 +120,41 @@ class Claim(NamedTuple):
     """Why the job must not be run, because its signature is not right."""
 
 
+How = Literal["ok", "failed", "recorded", "chunk"]
+"""How a job ended: `recorded` by RQ's own code; a chunk's outcome says the rest."""
+
+
 class Completion(NamedTuple):
     """What became of a claimed job; see scripts/complete.lua and, for a chunk, its sibling."""
 
-    id: str
-    execution: str
-    queue: str
-    how: str
+    claim: Claim
+    how: How
     started: float
     ended: float
-    ttl: bytes
-    tag: Tag
     outcome: bytes
     record: bytes
 
     @property
+    def ttl(self) -> bytes:
+        """Seconds to keep it, as the producer asked; empty for the default."""
+        field = self.claim.failure_ttl if self.how == "failed" else self.claim.result_ttl
+        # No script can work with anything else.
+        return field if field == b"-1" or (field.isdigit() and len(field) <= 10) else b""
+
+    @property
     def group(self) -> tuple[str, bytes, Tag]:
         """What chunks must have in common to be recorded in one step."""
-        return self.queue, self.ttl, self.tag
+        return self.claim.queue, self.ttl, self.claim.tag
+
+
+EXHAUSTED = "x"
+"""How the claim of a job begins that has no attempt left; the others are in scripts/prelude.lua."""
+
+
+def read_claim(field: bytes) -> tuple[str, str, str]:
+    """Read a field of a node's hash of claims as its letter, execution and queue."""
+    letter, execution, queue = field.decode().split(" ", 2)
+    return letter, execution, queue
 
 
 def claim_of(job: Sequence[Any]) -> Claim:

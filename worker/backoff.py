@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from farpool.shared.redis.connection import is_refusal
+from farpool.shared.redis.trouble import Trouble, classify
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,10 @@ class Backoff:
         """Back off after an error of the server or the network.
 
         Raises:
-            ResponseError: it does not pass by itself: the server's user lacks a right.
+            ResponseError: the server's user lacks a right, which waiting does not mend.
         """
-        if is_refusal(error):
+        # Even a refused login may pass: a server that restarts may get its users a moment later.
+        if classify(error) is Trouble.REFUSED:
             raise error
         now = time.monotonic()
         if not self:

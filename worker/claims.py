@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import time
@@ -9,10 +10,12 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
 from farpool.shared.pipe import frames
-from farpool.shared.records import Claim
-from farpool.shared.redis.broker import Broker
+from farpool.shared.records import PROTOCOL, Claim
+from farpool.shared.redis.nodes import Claimed, NodeBroker
 from farpool.shared.redis.script import PendingReply
 from farpool.worker.registration import Fence
+
+log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 0.05
 """A job is marked started in Redis once it has run this long; shorter ones never need to be."""
@@ -37,7 +40,7 @@ class Claims:
     """
 
     def __init__(
-        self, broker: Broker, node: str, queues: Sequence[str], url: str, max_attempts: int,
+        self, broker: NodeBroker, node: str, queues: Sequence[str], url: str, max_attempts: int,
         fence: Fence,
     ) -> None:  # fmt: skip
         self._broker = broker
@@ -49,13 +52,21 @@ class Claims:
         self._started: set[str] = set()
         self._fence = fence
         self._count = 0
-        self._calls: deque[tuple[PendingReply[list[Claim] | None], int, str]] = deque()
+        self._calls: deque[tuple[PendingReply[Claimed | None], int, str]] = deque()
         """Requests on their way: the call, the number of jobs, and how their executions begin."""
         self.uncertain = False
         """Whether the server may have done what nobody heard of; `reconcile` is due after the
         next heartbeat, which shows it the fence."""
         self.refused: list[Claim] = []
         """Jobs that are not to be run, because nobody with the secret has signed them."""
+        self.dropped = 0
+        """Number of entries that are not to be run, in what was received last."""
+        self.postponed = False
+        """Whether what was received last left jobs in a queue, of a newer protocol."""
+        self.malformed = 0
+        """Number of entries that were no job, in all."""
+        self._newer: set[tuple[str, int]] = set()
+        """(queue, protocol) of which the log has spoken."""
 
     def request(self, limit: int, awaited: Collection[str] = ()) -> None:
         """Ask the server for up to `limit` jobs; `receive` has the answer.
@@ -81,11 +92,12 @@ class Claims:
             NotRegisteredError: the node has no lease.
         """
         call, *_ = self._calls.popleft()
-        claims = call.result()
-        if claims is None:
+        claimed = call.result()
+        if claimed is None:
             return None
-        wanted = [claim for claim in claims if not claim.refused]
-        refused = [claim for claim in claims if claim.refused]
+        self._note(claimed)
+        wanted = [claim for claim in claimed.claims if not claim.refused]
+        refused = [claim for claim in claimed.claims if claim.refused]
         now = time.time()
         # Held only once nothing can fail: `reconcile` gives back what is not.
         self._start([(claim, now) for claim in wanted if claim.lifecycle])
@@ -94,6 +106,19 @@ class Claims:
             self.refused += refused
         self._held.update((claim.execution, claim) for claim in wanted)
         return [self._task(claim) for claim in wanted]
+
+    def _note(self, claimed: Claimed) -> None:
+        self.dropped = claimed.dropped
+        self.postponed = bool(claimed.newer)
+        self.malformed += len(claimed.malformed)
+        for entry in claimed.malformed:
+            log.error("dropped %r, which waited in a queue and is no job", entry)
+        for queue, protocol in set(claimed.newer) - self._newer:
+            log.warning(
+                "left jobs on the queue %r to others: they speak farpool's protocol %d, this node "
+                "%d; upgrade farpool on this host", queue, protocol, PROTOCOL,
+            )  # fmt: skip
+        self._newer.update(claimed.newer)
 
     def lose_answers(self) -> None:
         """Wait for no answer any more, because some are lost; what comes late is refused."""

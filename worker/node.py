@@ -24,8 +24,8 @@ from farpool.shared.pickling import outcome
 from farpool.shared.processes.dispatcher import Dispatcher
 from farpool.shared.processes.events import Blocked, Broken, Crashed, Done, Printed, TimedOut
 from farpool.shared.records import Claim
-from farpool.shared.redis.broker import Broker, NotRegisteredError
 from farpool.shared.redis.connection import connect
+from farpool.shared.redis.nodes import NodeBroker, NotRegisteredError
 from farpool.shared.signing.signer import SECRET_VARIABLE as SECRET
 from farpool.worker.backoff import Backoff
 from farpool.worker.claims import ANNOUNCE_SECONDS, Claims
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 600.0
 SUSPENDED_SECONDS = 1.0
 """Pause between claims while RQ's workers are suspended."""
+POSTPONED_SECONDS = 1.0
+"""Pause between claims that find only jobs of a newer protocol."""
 _BUSY_HEARTBEAT_SECONDS = 1.0
 """Longest time between heartbeats while started jobs run, of which some may be canceled."""
 _LAST_REPLIES_SECONDS = 0.05
@@ -65,7 +67,7 @@ class Node:
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
-        self._broker = Broker(connect(config.url, retries=0))
+        self._broker = NodeBroker(connect(config.url, retries=0))
         self._fence = Fence()
         self._registration = Registration(
             self._broker, config.name, config.queues, config.lease, config.processes, self._fence
@@ -255,8 +257,9 @@ class Node:
         self._due.heartbeat = now + min(self.config.lease / 3, longest)
         self._busy_told = self._dispatcher.busy
         beat = self._registration.renew(
-            self._busy_told, started, free=self._dispatcher.wanted(self._claims.requested) > 0
-        )
+            self._busy_told, started, free=self._dispatcher.wanted(self._claims.requested) > 0,
+            stale=self._writer.stale, malformed=self._claims.malformed + self._writer.malformed,
+        )  # fmt: skip
         self._kill_unwanted(beat.gone)
         self._follow_up(beat.follow_ups)
         if self._claims.uncertain:
@@ -349,16 +352,18 @@ class Node:
     def _receive(self) -> None:
         if not self._claims.requested:
             return
-        dropped = self._broker.dropped
         tasks = self._claims.receive()
         if tasks is None:
             self._due.claim = time.monotonic() + SUSPENDED_SECONDS
             return
-        self._queues_empty = not (tasks or self._claims.refused or self._broker.dropped > dropped)
+        self._queues_empty = not (tasks or self._claims.refused or self._claims.dropped)
         self._writer.refused(self._claims.refused)
         self._claims.refused.clear()
         if self._queues_empty:
             self._watcher.arm()
+            if self._claims.postponed:
+                # They still wait, and would be found at once.
+                self._due.claim = time.monotonic() + POSTPONED_SECONDS
         self._dispatcher.add(tasks)
 
     def _drain(self) -> None:

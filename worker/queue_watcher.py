@@ -13,8 +13,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from farpool.shared import keys
 from farpool.shared.processes.pool import ProcessPool
-from farpool.shared.redis.broker import of_another_type
-from farpool.shared.redis.connection import is_refusal
+from farpool.shared.redis.base import of_another_type
+from farpool.shared.redis.trouble import Trouble, classify
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class QueueWatcher:
             job = connection.read_response()
         except ResponseError as error:
             self._connections.release(connection)
-            if is_refusal(error):
+            if classify(error) is Trouble.REFUSED:
                 # The node never meets this one: no other call moves jobs within a queue.
                 raise
             self._failed(queue, error)

@@ -12,12 +12,13 @@ from rq.utils import now
 
 from farpool.shared.child.rq_lifecycle import Worker
 from farpool.shared.errors import ConfigError
-from farpool.shared.records import Claim
-from farpool.shared.redis.broker import Beat, Broker, NotRegisteredError
+from farpool.shared.records import PROTOCOL, Claim
+from farpool.shared.redis.leases import Beat
+from farpool.shared.redis.nodes import NodeBroker, NotRegisteredError
 from farpool.worker.result_writer import ResultWriter
 
 OWNER_DIGITS = 12
-"""How many of its digits say whose fence it is; also in scripts/."""
+"""How many of its digits say whose fence it is; also in scripts/prelude.lua."""
 
 
 class Fence:
@@ -52,7 +53,7 @@ class Registration:
     """
 
     def __init__(
-        self, broker: Broker, name: str, queues: Sequence[str], lease: float, processes: int,
+        self, broker: NodeBroker, name: str, queues: Sequence[str], lease: float, processes: int,
         fence: Fence,
     ) -> None:  # fmt: skip
         self._broker = broker
@@ -74,7 +75,7 @@ class Registration:
         """
         self._worker.birth_date = self._worker.last_heartbeat = now()
         record = self._worker.serialize() | {
-            "state": "idle", "farpool_processes": self._processes,
+            "state": "idle", "farpool_processes": self._processes, "farpool_protocol": PROTOCOL,
         }  # fmt: skip
         if not self._broker.register(
             self._name, self._queues, self._lease, self._keep, str(self._fence), record
@@ -84,15 +85,22 @@ class Registration:
                 f"{self._lease:g} s ago); choose another --name"
             )
 
-    def renew(self, busy: bool, started: Iterable[Claim], *, free: bool = False) -> Beat:
+    def renew(
+        self, busy: bool, started: Iterable[Claim], *, free: bool = False, stale: int = 0,
+        malformed: int = 0,
+    ) -> Beat:  # fmt: skip
         """Renew the lease, which covers all claims, and RQ's records of what was started.
+
+        Args:
+            free, stale, malformed: see `NodeBroker.heartbeat`.
 
         Raises:
             NotRegisteredError: the lease has ended and others took over, or the server is new.
         """
         found = self._broker.heartbeat(
-            self._name, self._lease, self._keep, busy, started, str(self._fence), free=free
-        )
+            self._name, self._lease, self._keep, busy, started, str(self._fence),
+            free=free, stale=stale, malformed=malformed,
+        )  # fmt: skip
         if found is None:
             raise NotRegisteredError(self._name)
         return found
@@ -106,7 +114,7 @@ log = logging.getLogger(__name__)
 
 
 def recover(
-    broker: Broker, node: str, lost: str, writer: ResultWriter, max_attempts: int, fence: Fence
+    broker: NodeBroker, node: str, lost: str, writer: ResultWriter, max_attempts: int, fence: Fence
 ) -> None:
     """Take over what the node `lost` held, whatever ended its lease; or a predecessor of `node`.
 

@@ -10,14 +10,14 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ResponseError
 
 from farpool.shared.defaults import MAX_PAYLOAD
-from farpool.shared.errors import PayloadError, SignatureError, WorkerLostError
+from farpool.shared.errors import PayloadError, SignatureError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.processes.events import Crashed, Done, Printed, TimedOut
-from farpool.shared.records import Claim, Completion
-from farpool.shared.redis.broker import Broker, Completed
+from farpool.shared.records import Attempts, Claim, Completion, How
+from farpool.shared.redis.nodes import Completed, NodeBroker
 from farpool.shared.redis.script import PendingReply
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class ResultWriter:
         node: name of this node.
     """
 
-    def __init__(self, broker: Broker, node: str) -> None:
+    def __init__(self, broker: NodeBroker, node: str) -> None:
         self._broker = broker
         self._node = node
         self._host = socket.gethostname()
@@ -44,10 +44,10 @@ class ResultWriter:
         self._oldest = 0.0
         self._calls: deque[tuple[PendingReply[Completed], list[Completion]]] = deque()
         self._newest = 0
-        self.dropped = 0
-        """Completions that came too late and were not recorded."""
-        self.broken = 0
-        """Outcomes for which there was no place, because a key holds something else."""
+        self.stale = 0
+        """Number of outcomes that came too late and were dropped."""
+        self.malformed = 0
+        """Number of outcomes without a place, because a key of the job holds something else."""
 
     def __len__(self) -> int:
         return len(self._completions) + len(self._lines) + len(self._calls)
@@ -92,10 +92,7 @@ class ResultWriter:
 
     def lost(self, claim: Claim, reason: str, attempts: int) -> None:
         """Fail a job whose process or node was lost on every attempt; `attempts` by default."""
-        attempts = claim.tag.attempts or attempts
-        plural = "attempt" if attempts == 1 else "attempts"
-        error = WorkerLostError(f"{reason} (gave up after {attempts} {plural})")
-        self.failed(claim, error)
+        self.failed(claim, Attempts(claim.tag.attempts or attempts).error(reason))
 
     def crashed(self, claim: Claim, crash: Crashed, attempts: int) -> None:
         """Fail a job whose process died of it on every attempt."""
@@ -122,25 +119,17 @@ class ResultWriter:
         self._add(claim, "failed", time.time(), 0.0, *_error(error))
 
     def _add(
-        self, claim: Claim, how: str, started: float, seconds: float, body: bytes, text: bytes
+        self, claim: Claim, how: How, started: float, seconds: float, body: bytes, text: bytes
     ) -> None:
         self._mark()
+        record = b""
         if claim.tag.chunk and claim.tag.session:
-            how, ttl, record = "chunk", _ttl(claim.result_ttl), b""
-        elif how == "recorded":
-            ttl, record = b"", b""
-        elif how == "ok":
-            ttl = _ttl(claim.result_ttl)
-            record = b"" if body == outcome.NONE else base64.b64encode(body[1:])
-        else:
-            ttl = _ttl(claim.failure_ttl)
+            how = "chunk"
+        elif how == "ok" and body != outcome.NONE:
+            record = base64.b64encode(body[1:])
+        elif how == "failed":
             record = base64.b64encode(zlib.compress(text))
-        self._completions.append(
-            Completion(
-                claim.id, claim.execution, claim.queue, how, started, started + seconds, ttl,
-                claim.tag, body, record,
-            )
-        )  # fmt: skip
+        self._completions.append(Completion(claim, how, started, started + seconds, body, record))
 
     def printed(self, session: str, printed: Printed) -> None:
         """Take lines that a task printed, for its caller."""
@@ -150,7 +139,7 @@ class ResultWriter:
     def pending(self) -> list[tuple[str, str]]:
         """Return (id, execution) of the jobs whose outcome the server does not have yet."""
         batches = [self._completions, *(batch for _, batch in self._calls)]
-        return [(job.id, job.execution) for batch in batches for job in batch]
+        return [(job.claim.id, job.claim.execution) for batch in batches for job in batch]
 
     def flush(self) -> None:
         """Send the server what there is; `settle` makes sure that it has it.
@@ -161,9 +150,9 @@ class ResultWriter:
         if self._lines:
             try:
                 self._broker.output(self._lines)
-            except OutOfMemoryError:
-                # Results must not wait for what can do without.
-                log.warning("the server is full: lines that tasks printed are not shown")
+            except ResponseError as error:
+                # Results do not wait for lines, as on a full server.
+                log.warning("lines that tasks printed are not shown: %s", error)
             self._lines.clear()
         if self._completions:
             groups: dict[object, list[Completion]] = {}
@@ -202,11 +191,11 @@ class ResultWriter:
             except BaseException:
                 self._take_back(batch)
                 raise
-            self.dropped += completed.stale
+            self.stale += completed.stale
+            self.malformed += len(completed.malformed)
             dependents += completed.depended
-            self.broken += len(completed.broken)
-            for job_id in completed.broken:
-                log.error("job %s has no outcome: its keys, or its session's, are no job's", job_id)
+            for job_id in completed.malformed:
+                log.error("job %s has no outcome: its keys are no job's", job_id)
         return dependents
 
     def _take_back(self, batch: list[Completion]) -> None:
@@ -224,11 +213,6 @@ class ResultWriter:
             self.flush()
             dependents += self.settle()
         return dependents
-
-
-def _ttl(field: bytes) -> bytes:
-    """Return a job's time to live if it is one; no script can work with anything else."""
-    return field if field == b"-1" or (field.isdigit() and len(field) <= 10) else b""
 
 
 def _error(error: Exception) -> tuple[bytes, bytes]:

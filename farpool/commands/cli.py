@@ -23,6 +23,7 @@ from farpool.shared.child import preload
 from farpool.shared.defaults import LEASE_SECONDS
 from farpool.shared.errors import ConfigError, FarpoolError, ServerUnavailableError
 from farpool.shared.redis import connection
+from farpool.shared.redis.trouble import Trouble, classify
 from farpool.shared.server.embedded import EmbeddedServer
 from farpool.worker.config import NodeConfig, default_name
 from farpool.worker.node import Node
@@ -40,7 +41,7 @@ class _Command(click.Group):
         except FarpoolError as error:
             raise click.ClickException(str(error)) from error
         except RedisError as error:
-            hint = _RIGHTS if connection.is_refusal(error) else ""
+            hint = _RIGHTS if classify(error) is Trouble.REFUSED else ""
             raise click.ClickException(
                 f"the server refused a command or went away: {error}{hint}"
             ) from error
@@ -239,6 +240,11 @@ def _show(found: Overview) -> None:
         click.echo(
             f"  {node.name}: {node.processes} processes, {node.state}, queues {node.queues}, "
             f"{node.finished} finished, {node.failed} failed"
+            + "".join(
+                f", {count} {name}"
+                for name, count in (("stale", node.stale), ("malformed", node.malformed))
+                if count
+            )
         )
     click.echo(f"{len(found.queues)} queues")
     for queue in found.queues:

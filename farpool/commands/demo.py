@@ -18,7 +18,7 @@ from farpool.producer.pool import Pool
 from farpool.producer.queue import Queue
 from farpool.shared.errors import FarpoolError
 from farpool.shared.redis import connection
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.shared.server.embedded import EmbeddedServer
 from farpool.shared.server.files import private_directory
 from farpool.shared.server.owned_process import OwnedProcess
@@ -83,7 +83,7 @@ def _larger_run(url: str, queue: str, tasks: int) -> None:
         except KeyboardInterrupt:
             producer.shutdown(cancel_futures=True)
             for group in reversed(groups):
-                Broker(jobs.connection).withdraw(queue, group.ids, at_front=False)
+                ProducerBroker(jobs.connection).withdraw(queue, group.ids, at_front=False)
             raise
     seconds = time.perf_counter() - begin
     if right != len(numbers):

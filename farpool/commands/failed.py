@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 import click
 
 from farpool.commands import options
-from farpool.producer.admin.failures import End, Failure, Failures
 from farpool.producer.admin.inspect import refusals
 from farpool.shared import keys
 from farpool.shared.errors import NotFailedError
 from farpool.shared.records import iso
 from farpool.shared.redis import connection
+from farpool.shared.redis.failed_jobs import End, FailedJob, FailedJobs
 
 _CALL_WIDTH, _ERROR_WIDTH = 60, 100
 
@@ -24,9 +24,9 @@ _ids = click.argument("job_ids", nargs=-1, metavar="[JOB_ID]...")
 
 
 @contextlib.contextmanager
-def _failures(url: str | None) -> Iterator[Failures]:
+def _failed_jobs(url: str | None) -> Iterator[FailedJobs]:
     with contextlib.closing(connection.connect(options.require(url))) as client:
-        yield Failures(client)
+        yield FailedJobs(client)
 
 
 @click.command()
@@ -35,13 +35,13 @@ def _failures(url: str | None) -> Iterator[Failures]:
 @_queue
 def failed(job_id: str | None, url: str | None, queue: str | None) -> None:
     """List the jobs that failed: id, queue, when, call and error; with JOB_ID all about one."""
-    with _failures(url) as failures:
+    with _failed_jobs(url) as jobs:
         if job_id is not None:
-            _show(failures.get(job_id))
+            _show(jobs.get(job_id))
             return
         count = 0
-        for failure in failures.find(queue):
-            click.echo(_line(failure))
+        for job in jobs.find(queue):
+            click.echo(_line(job))
             count += 1
         click.echo(f"{count} failed", err=True)
 
@@ -54,11 +54,11 @@ def failed(job_id: str | None, url: str | None, queue: str | None) -> None:
 def requeue(job_ids: tuple[str, ...], url: str | None, queue: str | None, every: bool) -> None:
     """Put failed jobs back at the end of their queues, with all their attempts."""
     _check_which(job_ids, queue, every)
-    with _failures(url) as failures:
+    with _failed_jobs(url) as jobs:
         if every:
-            click.echo(f"{failures.requeue_all(queue)} requeued")
+            click.echo(f"{jobs.requeue_all(queue)} requeued")
         else:
-            _take_out(failures.requeue, job_ids, "requeued")
+            _take_out(jobs.requeue, job_ids, "requeued")
 
 
 @click.command()
@@ -69,11 +69,11 @@ def requeue(job_ids: tuple[str, ...], url: str | None, queue: str | None, every:
 def delete(job_ids: tuple[str, ...], url: str | None, queue: str | None, every: bool) -> None:
     """Remove failed jobs with all that they left."""
     _check_which(job_ids, queue, every)
-    with _failures(url) as failures:
+    with _failed_jobs(url) as jobs:
         if every:
-            click.echo(f"{failures.delete_all(queue)} deleted")
+            click.echo(f"{jobs.delete_all(queue)} deleted")
         else:
-            _take_out(failures.delete, job_ids, "deleted")
+            _take_out(jobs.delete, job_ids, "deleted")
 
 
 def _check_which(job_ids: Sequence[str], queue: str | None, every: bool) -> None:
@@ -94,24 +94,27 @@ def _take_out(
         sys.exit(1)
 
 
-def _line(failure: Failure) -> str:
-    call = textwrap.shorten(_printable(failure.description), _CALL_WIDTH, placeholder="...")
-    error = textwrap.shorten(_printable(failure.error), _ERROR_WIDTH, placeholder="...")
-    runs = f"  ({failure.runs} runs)" if failure.runs > 1 else ""
-    return f"{failure.id}  {failure.queue}  {failure.ended_at[:19]}Z{runs}  {call}  {error}"
+def _line(job: FailedJob) -> str:
+    description, ended_at = (job.fields.get(name, "") for name in ("description", "ended_at"))
+    call = textwrap.shorten(_printable(description), _CALL_WIDTH, placeholder="...")
+    error = textwrap.shorten(_printable(job.error), _ERROR_WIDTH, placeholder="...")
+    runs = f"  ({job.runs} runs)" if job.runs > 1 else ""
+    return f"{job.id}  {job.queue}  {ended_at[:19]}Z{runs}  {call}  {error}"
 
 
-def _show(failure: Failure) -> None:
-    shown = {
-        "job": failure.id,
-        "queue": failure.queue,
-        "call": failure.description,
-        **{name.removesuffix("_at"): text for name, text in failure.fields.items()},
-        "ended": failure.ended_at,
-    }
-    for name, text in shown.items():
-        click.echo(f"{name.replace('_name', ''):<9} {_printable(text)}")
-    for number, end in zip(range(failure.runs, 0, -1), failure.ends, strict=False):
+_SHOWN = {
+    "origin": "queue", "description": "call", "created_at": "created", "enqueued_at": "enqueued",
+    "started_at": "started", "timeout": "timeout", "worker_name": "worker", "ended_at": "ended",
+}  # fmt: skip
+"""RQ's name of a field -> what it is shown as."""
+
+
+def _show(job: FailedJob) -> None:
+    click.echo(f"{'job':<9} {_printable(job.id)}")
+    for name, shown in _SHOWN.items():
+        if name in job.fields:
+            click.echo(f"{shown:<9} {_printable(job.fields[name])}")
+    for number, end in zip(range(job.runs, 0, -1), job.ends, strict=False):
         click.echo(f"\n{_how(number, end)}")
         click.echo(_printable(end.traceback.rstrip(), "\n\t"))
 

@@ -10,20 +10,7 @@ from redis import Redis
 from rq import Queue
 
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
-from farpool.shared.redis.viewers import number, readable
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """A live node; `queues` are names separated by commas."""
-
-    name: str
-    processes: int
-    state: str
-    queues: str
-    finished: int
-    failed: int
+from farpool.shared.redis.viewers import NodeInfo, ViewerBroker, readable
 
 
 @dataclass(frozen=True)
@@ -44,19 +31,13 @@ class Overview:
 
 
 def overview(client: Redis) -> Overview:
-    """Return the nodes and queues of a server; raises RedisError if it does not answer."""
-    broker = Broker(client)
-    nodes = [
-        NodeInfo(
-            name=node["name"],
-            processes=number(node.get("farpool_processes", "")),
-            state=node.get("state", "?"),
-            queues=node.get("queues", ""),
-            finished=number(node.get("successful_job_count", "")),
-            failed=number(node.get("failed_job_count", "")),
-        )
-        for node in broker.nodes()
-    ]
+    """Look at a server.
+
+    Raises:
+        RedisError: the server does not answer.
+    """
+    broker = ViewerBroker(client)
+    nodes = broker.nodes()
     claimed = broker.claimed_by_queue(node.name for node in nodes)
     queues = []
     for name in broker.queues():

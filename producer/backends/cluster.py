@@ -25,8 +25,8 @@ from farpool.shared.defaults import INLINE_BYTES, MAX_PAYLOAD
 from farpool.shared.pickling import payload
 from farpool.shared.pipe import blocking
 from farpool.shared.records import NewJob, Reference, Tag
-from farpool.shared.redis.broker import Broker, LeaseEndedError
 from farpool.shared.redis.connection import connect
+from farpool.shared.redis.producers import LeaseEndedError, ProducerBroker
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ClusterBackend(Backend):
         keys.check_queue(queue)
         self.url = url
         self.queue = queue
-        self._broker = Broker(connect(url))
+        self._broker = ProducerBroker(connect(url))
         self._session = Session(
             self._broker, keep=False, on_output=show_output if forward_output else None
         )
@@ -84,7 +84,10 @@ class ClusterBackend(Backend):
             large = len(data) > INLINE_BYTES
             kept = self._keepalive.store(self.new_id(), data) if large else data
             self.setup = self.namespace, kept
-        self.processes = processes or self._broker.processes(queue) or os.cpu_count() or 1
+        nodes = self._broker.nodes(queue)
+        self.processes = processes or sum(node.processes for node in nodes) or os.cpu_count() or 1
+        if outdated := self._broker.outdated(queue, nodes):
+            log.warning("%s", outdated)
         self._tag = Tag(
             self._session.id, announce=True, chunk=True, output=forward_output, leased=True
         )

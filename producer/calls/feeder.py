@@ -11,7 +11,8 @@ from farpool.producer.calls.call import Call
 from farpool.producer.calls.chunk_size import Items
 from farpool.producer.calls.in_flight import InFlight
 from farpool.producer.session import interrupts
-from farpool.producer.session.outage import Outage, is_away
+from farpool.producer.session.outage import Outage
+from farpool.shared.redis.trouble import PASSING, classify
 
 _BATCH_BYTES = 1 << 18
 _BATCH_SECONDS = 0.002
@@ -122,7 +123,7 @@ class Feeder:
         try:
             self._backend.submit(batch)
         except Exception as error:
-            if not is_away(error):
+            if classify(error) not in PASSING:
                 raise
             # The caller may be an event loop.
             self._in_flight.send_later(submission.id for submission in batch)

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from farpool.producer.session import interrupts
 from farpool.shared.records import InSession
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.producers import ProducerBroker
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class KeepAlive:
         RedisError: from `renew` and `store`, which the caller may repeat.
     """
 
-    def __init__(self, broker: Broker, session: str, seconds: float) -> None:
+    def __init__(self, broker: ProducerBroker, session: str, seconds: float) -> None:
         self._broker = broker
         self._session = session
         self._seconds = seconds

@@ -5,31 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 
-from redis import exceptions
-
-from farpool.shared.redis.connection import NoHandshakeError
+from farpool.shared.redis.trouble import PASSING, classify
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.25
-_AWAY = (
-    exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError,
-    exceptions.OutOfMemoryError, NoHandshakeError, OSError,
-)  # fmt: skip
-_NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS) ")
-"""Beginnings of errors without a class of their own, alone or in a pipeline: the server has become
-a replica, cannot save, or has too few replicas."""
-_REFUSED = (exceptions.AuthenticationError, exceptions.AuthorizationError)
-
-
-def is_away(error: Exception) -> bool:
-    """Return True for an error that may pass: the server is away or full. A refusal stays."""
-    passes = isinstance(error, _AWAY) or _NOT_NOW.search(str(error)) is not None
-    return passes and not isinstance(error, _REFUSED)
 
 
 class Outage:
@@ -52,7 +35,7 @@ class Outage:
         try:
             yield
         except Exception as error:
-            if not is_away(error):
+            if classify(error) not in PASSING:
                 raise
             if str(error) != self._reason:
                 log.warning("trouble with the server, trying again: %s", error)

@@ -20,7 +20,8 @@ from farpool.shared import keys
 from farpool.shared.errors import NoResultError, SignatureError
 from farpool.shared.pickling import outcome
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker, of_another_type
+from farpool.shared.redis.base import of_another_type
+from farpool.shared.redis.producers import ProducerBroker
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Session:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: ProducerBroker,
         *,
         session_id: str | None = None,
         keep: bool = True,
@@ -96,10 +97,10 @@ class Session:
         stay on the server, because the enqueue script skips a job that has an outcome.
 
         Args:
-            options: see `Broker.enqueue`.
+            options: see `ProducerBroker.enqueue`.
 
         Raises:
-            LeaseEndedError: see `Broker.enqueue`.
+            LeaseEndedError: see `ProducerBroker.enqueue`.
         """
         self._queue = queue
         ids = [job.id for job in jobs]
@@ -271,7 +272,9 @@ class Session:
         return outcome.of_error(NoResultError(f"job {job_id} was {status}"))[0]
 
 
-def outcome_of_record(broker: Broker, job_id: str, entry: str, fields: dict[Any, Any]) -> bytes:
+def outcome_of_record(
+    broker: ProducerBroker, job_id: str, entry: str, fields: dict[Any, Any]
+) -> bytes:
     """Make an outcome from an entry in RQ's stream of a job's results."""
     try:
         result = Result.restore(job_id, entry, fields, connection=broker.client)

@@ -8,7 +8,7 @@ import time
 from contextlib import AbstractContextManager
 
 from farpool.producer.session.outage import Outage
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.viewers import ViewerBroker
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,9 @@ class Wait:
         return self._outage.retrying(self.left())
 
 
-def warn_if_unserved(broker: Broker, queue: str) -> bool:
-    """Warn if no node serves the queue; return True after a warning."""
-    served = broker.served(queue)
-    if not served:
-        log.warning("nobody works on the queue %r; start a node with: farpool worker %s",
-                    queue, queue)  # fmt: skip
-    return not served
+def warn_if_unserved(broker: ViewerBroker, queue: str) -> bool:
+    """Warn if no node takes this program's jobs from a queue; return True after a warning."""
+    why = broker.unserved(queue)
+    if why:
+        log.warning("%s", why)
+    return bool(why)

@@ -78,12 +78,6 @@ def safe(url: str) -> str:
     return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", shown)
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Return whether an error says that the server's user lacks a right, in a script or not."""
-    in_script = isinstance(error, exceptions.ResponseError) and "ACL failure" in str(error)
-    return in_script or isinstance(error, exceptions.NoPermissionError)
-
-
 def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
     """Return a client for the server at `url`.
 

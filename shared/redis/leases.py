@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from farpool.shared import keys
 from farpool.shared.defaults import ABANDONED_SECONDS
 from farpool.shared.records import Claim, Tag, iso
-from farpool.shared.redis.base import BaseBroker, is_text, text
-from farpool.shared.redis.script import Script
+from farpool.shared.redis.base import BaseBroker
 
 
 class Beat(NamedTuple):
@@ -29,13 +27,9 @@ class Beat(NamedTuple):
 class LeaseBroker(BaseBroker):
     """Keeps which nodes there are, and how long what they hold is theirs."""
 
-    @cached_property
-    def _heartbeat(self) -> Script:
-        return self._script("heartbeat")
-
     def heartbeat(
         self, node: str, lease: float, keep: int, busy: bool, started: Iterable[Claim],
-        fence: str, *, free: bool = False,
+        fence: str, *, free: bool = False, stale: int = 0, malformed: int = 0,
     ) -> Beat | None:  # fmt: skip
         """Renew a node's lease for all it holds.
 
@@ -44,30 +38,24 @@ class LeaseBroker(BaseBroker):
             keep: seconds to keep RQ's record of the node.
             fence: from now on a request with an earlier one is refused, however late it arrives.
             free: a child has nothing to do, so this node comes first where there is more to do.
+            stale, malformed: see `NodeInfo`, which shows them.
 
         Returns:
             None if this node must register (again).
         """
         names = [keys.NODES, keys.worker(node), keys.worker_executions(node)]
+        fields = [
+            "last_heartbeat", iso(time.time()), "state", "busy" if busy else "idle",
+            "farpool_stale", stale, "farpool_malformed", malformed,
+        ]  # fmt: skip
         args: list[Any] = [
-            node, repr(lease), keep, iso(time.time()), "busy" if busy else "idle",
-            keys.PREFIX, ABANDONED_SECONDS, fence, "1" if free else "",
+            keys.PREFIX, node, repr(lease), keep, ABANDONED_SECONDS, fence, "1" if free else "",
+            len(fields), *fields,
         ]  # fmt: skip
         for claim in started:
             args += (claim.id, claim.execution, claim.queue)
-        reply = cast(list[Any], self._heartbeat(names, args))
-        if not reply:
-            return None
-        lost, gone, due = reply
-        for name in lost:
-            if not is_text(name):
-                # No node has such a name, so none is waited for or taken over from.
-                self.client.zrem(keys.NODES, name)
-        return Beat(*([i.decode() for i in found if is_text(i)] for found in (lost, gone, due)))
-
-    @cached_property
-    def _register(self) -> Script:
-        return self._script("register")
+        reply = self._run("heartbeat", names, args)
+        return Beat(*([name.decode() for name in found] for found in reply)) if reply else None
 
     def register(
         self, node: str, queues: Sequence[str], lease: float, keep: int, fence: str,
@@ -82,13 +70,9 @@ class LeaseBroker(BaseBroker):
             False if a live worker has the name.
         """
         sets = [keys.WORKERS, *map(keys.workers, queues)]
-        fields = itertools.chain.from_iterable(record.items())
+        fields = itertools.chain(*record.items())
         args = [node, repr(lease), keep, fence, *fields]
-        return bool(self._register([keys.NODES, keys.worker(node), *sets], args))
-
-    @cached_property
-    def _unregister(self) -> Script:
-        return self._script("unregister")
+        return bool(self._run("register", [keys.NODES, keys.worker(node), *sets], args))
 
     def unregister(self, node: str, queues: Sequence[str], fence: str) -> None:
         """Take the leave of a node; what it holds is for others to take over."""
@@ -96,11 +80,7 @@ class LeaseBroker(BaseBroker):
             keys.NODES, keys.worker(node), keys.worker_executions(node), keys.claims(node),
             keys.WORKERS, *map(keys.workers, queues),
         ]  # fmt: skip
-        self._unregister(names, [node, fence, iso(time.time())])
-
-    @cached_property
-    def _recover(self) -> Script:
-        return self._script("recover")
+        self._run("unregister", names, [node, fence, iso(time.time())])
 
     def recover(
         self, node: str, lost: str, max_attempts: int, fence: str
@@ -119,11 +99,11 @@ class LeaseBroker(BaseBroker):
             keys.worker(node),
         ]  # fmt: skip
         args = [keys.PREFIX, lost, max_attempts, fence]
-        state, *rest = cast(list[Any], self._recover(names, args))
+        state, *rest = self._run("recover", names, args)
         if state == 0:
             return None
         released, *jobs = rest
         return released, [
-            Claim(text(job_id), text(execution), text(queue), tag=Tag.decode(tag))
+            Claim(job_id.decode(), execution.decode(), queue.decode(), tag=Tag.decode(tag))
             for job_id, execution, queue, tag in jobs
         ]

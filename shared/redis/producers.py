@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, cast
 
 from rq.job import JobStatus
@@ -15,7 +14,7 @@ from farpool.shared.errors import QueueFullError, SignatureError
 from farpool.shared.pickling import outcome
 from farpool.shared.records import InSession, NewJob, Tag, iso
 from farpool.shared.redis.base import text
-from farpool.shared.redis.script import Script, exchange
+from farpool.shared.redis.script import exchange
 from farpool.shared.redis.viewers import ViewerBroker
 from farpool.shared.signing import signer
 
@@ -37,10 +36,6 @@ class LeaseEndedError(Exception):
 
 class ProducerBroker(ViewerBroker):
     """Enqueues jobs and finds what became of them."""
-
-    @cached_property
-    def _enqueue(self) -> Script:
-        return self._script("enqueue")
 
     def enqueue(
         self,
@@ -107,7 +102,7 @@ class ProducerBroker(ViewerBroker):
                 args += job
                 if self.signer is not None:
                     args.append(self.signer.sign_job(job.id, text, job.data))
-            added = cast(Any, self._enqueue(names, args))
+            added = self._run("enqueue", names, args)
             if added == -1:
                 raise LeaseEndedError(tag.session)
             if isinstance(added, list):

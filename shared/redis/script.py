@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from importlib.resources import files
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 
-class Script:
-    """Called by its hash, and sent whole to a server that has forgotten it.
+class Script(NamedTuple):
+    """Called by its hash, and sent whole to a server that has forgotten it."""
 
-    Args:
-        client: the server.
-        text: its source.
-    """
+    text: str
+    sha: str
 
-    def __init__(self, client: Redis, text: str) -> None:
-        self._client = client
-        self._text = text
-        self.sha = hashlib.sha1(text.encode()).hexdigest()
-
-    def __call__(self, names: Sequence[Any], args: Sequence[Any]) -> Any:
+    def run(self, client: Redis, names: Sequence[Any], args: Sequence[Any]) -> Any:
         """Run it with these keys and arguments; returns the server's reply."""
         try:
-            return self._client.evalsha(self.sha, len(names), *names, *args)
+            return client.evalsha(self.sha, len(names), *names, *args)
         except NoScriptError:
             # If it were loaded first, it could be forgotten again before it is called.
-            return self._client.eval(self._text, len(names), *names, *args)
+            return client.eval(self.text, len(names), *names, *args)
+
+
+@functools.cache
+def script(name: str) -> Script:
+    """Return scripts/NAME.lua, with the prelude behind its flags, which stay the first line."""
+    folder = files("farpool.shared.redis") / "scripts"
+    prelude, own = ((folder / f"{part}.lua").read_text() for part in ("prelude", name))
+    flags, _, body = own.partition("\n")
+    text = f"{flags}\n{prelude}{body}"
+    return Script(text, hashlib.sha1(text.encode()).hexdigest())
 
 
 T = TypeVar("T")
@@ -41,20 +46,19 @@ class PendingReply(Generic[T]):
 
     Args:
         client: where to take a connection from.
-        script: a `Script`.
         read: makes the result of the server's reply.
     """
 
     def __init__(
         self,
         client: Redis,
-        script: Any,
+        script: Script,
         names: Sequence[str],
         args: Sequence[Any],
         read: Callable[[Any], T],
     ) -> None:
         self._client = client
-        self._again: Callable[[], Any] = lambda: script(names, args)
+        self._again: Callable[[], Any] = lambda: script.run(client, names, args)
         self._read = read
         self._connection: Any = client.connection_pool.get_connection()
         try:

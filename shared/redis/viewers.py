@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-from redis.exceptions import ResponseError
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from farpool.shared import keys
+from farpool.shared.records import PROTOCOL
 from farpool.shared.redis.base import BaseBroker, is_text, of_another_type, text
+
+
+class NodeInfo(NamedTuple):
+    """A live node, as RQ's record of it says."""
+
+    name: str
+    processes: int
+    state: str
+    queues: str
+    """Names with commas."""
+    finished: int
+    failed: int
+    stale: int = 0
+    """Outcomes that came too late and were dropped."""
+    malformed: int = 0
+    """What waited in queues and was no job, or had no place for its outcome."""
+    protocol: int = 0
 
 
 class ViewerBroker(BaseBroker):
@@ -28,34 +44,41 @@ class ViewerBroker(BaseBroker):
         texts = (text(status) if status else None for status in found)
         return dict(zip(ids, texts, strict=True))
 
-    def served(self, queue: str) -> bool:
-        """Return whether any worker, ours or RQ's, is registered for a queue."""
-        return bool(self.client.scard(keys.workers(queue)))
+    def unserved(self, queue: str) -> str:
+        """Say why nobody takes what this program adds to a queue; empty if somebody does."""
+        if not self.client.scard(keys.workers(queue)):
+            return f"nobody works on the queue {queue!r}; start a node with: farpool worker {queue}"
+        return self.outdated(queue, self.nodes(queue))
+
+    def outdated(self, queue: str, nodes: Sequence[NodeInfo]) -> str:
+        """Say that `nodes`, all that serve a queue, are older than this program; or return ""."""
+        newest = max((node.protocol for node in nodes), default=PROTOCOL)
+        # Among the others is perhaps one of RQ's own workers, which take any job.
+        if newest >= PROTOCOL or self.client.scard(keys.workers(queue)) > len(nodes):
+            return ""
+        return (
+            f"the nodes on the queue {queue!r} speak farpool's protocol {newest}, this program "
+            f"{PROTOCOL}: upgrade them"
+        )
 
     def processes(self, queue: str | None = None) -> int:
         """Return how many child processes the live nodes have, those of one queue if given."""
-        return sum(
-            number(node.get("farpool_processes", ""))
-            for node in self.nodes()
-            if queue is None or queue in node.get("queues", "").split(",")
-        )
+        return sum(node.processes for node in self.nodes(queue))
 
-    def nodes(self) -> list[dict[str, str]]:
-        """Return RQ's record of each live node, with our `farpool_processes` and its `name`."""
+    def nodes(self, queue: str | None = None) -> list[NodeInfo]:
+        """Return the live nodes, those of one queue if given."""
         names = [name for name, left in self.leases().items() if left > 0]
         with self.client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(keys.worker(name))
             records = readable(pipe.execute(raise_on_error=False))
-        return [
-            {text(k): text(v) for k, v in (record or {}).items()} | {"name": name}
-            for name, record in zip(names, records, strict=True)
-        ]
+        nodes = [_node(name, record or {}) for name, record in zip(names, records, strict=True)]
+        return [node for node in nodes if queue is None or queue in node.queues.split(",")]
 
     def queues(self) -> list[str]:
         """Return the names of the queues that there have been."""
         prefix = keys.queue("").encode()
-        found = self._read(self.client.smembers, keys.QUEUES) or ()
+        found: Iterable[bytes] = self._read(self.client.smembers, keys.QUEUES) or ()
         names = (key.removeprefix(prefix) for key in found if key.startswith(prefix))
         return sorted(name.decode() for name in names if name and is_text(name))
 
@@ -66,6 +89,18 @@ class ViewerBroker(BaseBroker):
             for _, queue in self.claimed(node).values():
                 counts[queue] = counts.get(queue, 0) + 1
         return counts
+
+
+def _node(name: str, record: Mapping[bytes, bytes]) -> NodeInfo:
+    def field(key: str) -> str:
+        return text(record.get(key.encode(), b""))
+
+    return NodeInfo(
+        name, number(field("farpool_processes")), field("state") or "?", field("queues"),
+        number(field("successful_job_count")), number(field("failed_job_count")),
+        number(field("farpool_stale")), number(field("farpool_malformed")),
+        number(field("farpool_protocol")),
+    )  # fmt: skip
 
 
 def number(field: str) -> int:
@@ -80,8 +115,6 @@ def readable(replies: Sequence[Any]) -> list[Any]:
         RedisError: the server refused one for another reason.
     """
     for reply in replies:
-        if isinstance(reply, Exception) and not (
-            isinstance(reply, ResponseError) and of_another_type(reply)
-        ):
+        if isinstance(reply, Exception) and not of_another_type(reply):
             raise reply
     return [None if isinstance(reply, Exception) else reply for reply in replies]

@@ -10,7 +10,7 @@ from redis import Redis
 
 import farpool
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.producers import ProducerBroker
 from tests.support.leaks import leaked_keys
 
 _PATIENCE = 20.0
@@ -131,7 +131,7 @@ def _without_end(noted: _Journals, client: Redis, url: str) -> list[str]:
         key.decode().removeprefix(prefix)
         for key in client.scan_iter(keys.job("*"), count=1000, _type="hash")
     )
-    statuses = Broker(client).statuses(sorted(known))
+    statuses = ProducerBroker(client).statuses(sorted(known))
     problems = [
         f"job {job_id} is {status}" for job_id, status in statuses.items() if status not in _ENDED
     ]

@@ -12,8 +12,8 @@ from rq.job import Retry
 
 from farpool import AsyncResult, FarpoolError, Job, Pool, Queue
 from farpool.shared.child import rq_lifecycle
-from farpool.shared.redis.broker import Broker
 from tests.support import tasks, transitions
+from tests.support.broker import Broker
 from tests.support.load import Load
 from tests.support.nodes import NodeProcess
 from tests.support.transitions import drop_lease, give_lease

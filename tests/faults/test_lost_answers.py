@@ -12,8 +12,8 @@ from redis import Redis
 
 from farpool import Pool, Queue, WorkerLostError
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
 from tests.support import tasks
+from tests.support.broker import Broker
 from tests.support.nodes import NodeProcess
 from tests.support.relay import relay
 from tests.support.transitions import FENCE, give_lease
@@ -47,7 +47,9 @@ def test_the_taking_over_of_what_may_run_at_most_once(
         result = pool.apply_async(tasks.append, (str(path), "once"), at_most_once=True)
         wait_for(lambda: client.llen(keys.queue("default")))
         give_lease(broker.client, "lost", 60, 1)
-        assert len(broker.claim("lost", ["default"], 1, f"{FENCE}takenover").result() or []) == 1
+        claimed = broker.claim("lost", ["default"], 1, f"{FENCE}takenover").result()
+        assert claimed is not None
+        assert len(claimed.claims) == 1
         client.zadd(keys.NODES, {"lost": time.time() - 1})
         with node_that_misses(url, b"takenover") as node:
             with pytest.raises(WorkerLostError, match="was lost"):

@@ -16,8 +16,8 @@ from redis import Redis
 from farpool import Pool, Queue, WorkerLostError
 from farpool.producer.admin.inspect import overview
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
 from tests.support import tasks
+from tests.support.broker import Broker
 from tests.support.leaks import descendants
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.transitions import complete, completion, drop_lease, give_lease, take

@@ -16,8 +16,8 @@ from redis.exceptions import ConnectionError, RedisError
 from farpool import NoResultError, Pool, Queue
 from farpool.producer.session.keepalive import KeepAlive
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.load import Load
@@ -48,7 +48,9 @@ def test_a_restart(tmp_path: Path, keeps_data: bool) -> None:
             server.start()
             wait_for(lambda: answers(client))
             assert queue.enqueue(tasks.square, 4).get(20) == 16
-            wait_for(lambda: [found["name"] for found in Broker(client).nodes()] == [node.name])
+            wait_for(
+                lambda: [found.name for found in ProducerBroker(client).nodes()] == [node.name]
+            )
             assert node.process.poll() is None
     finally:
         server.stop()
@@ -140,10 +142,10 @@ def test_malformed_jobs_stop_nobody(node: NodeProcess, url: str, client: Redis) 
 def test_what_is_sent_again_because_its_answer_was_lost_runs_once(
     node: NodeProcess, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = Broker.enqueue
+    send = ProducerBroker.enqueue
     sent: list[int] = []
 
-    def without_answer(broker: Broker, queue: str, jobs: Any, tag: Any, **options: Any) -> None:
+    def without_answer(broker: Any, queue: str, jobs: Any, tag: Any, **options: Any) -> None:
         send(broker, queue, jobs, tag, **options)
         sent.append(len(jobs))
         if len(sent) % 2:
@@ -151,7 +153,7 @@ def test_what_is_sent_again_because_its_answer_was_lost_runs_once(
             broker.client.delete(keys.sent(jobs[0].id))
             raise ConnectionError("the answer was lost")
 
-    monkeypatch.setattr(Broker, "enqueue", without_answer)
+    monkeypatch.setattr(ProducerBroker, "enqueue", without_answer)
     log = tmp_path / "log"
     with Pool(url=url) as pool:
         pool.apply(tasks.append, (str(log), "one"))
@@ -233,7 +235,7 @@ def test_nodes_are_not_lost_because_the_server_was_away(tmp_path: Path) -> None:
         ended = time.time() + 2
         wait_for(lambda: time.time() > ended)
         server.start()
-        wait_for(lambda: min(Broker(client).leases().values()) > 0)
+        wait_for(lambda: min(ProducerBroker(client).leases().values()) > 0)
         wait_for(lambda: all("answers again" in node.output for node in (one, other)))
         for marker in markers:
             Path(f"{marker}.go").touch()
@@ -245,7 +247,7 @@ def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
 ) -> None:
     caplog.set_level("DEBUG", "farpool")
     with contextlib.closing(connect(url)) as connection:
-        lease = KeepAlive(Broker(connection), "5e55", 3.0)
+        lease = KeepAlive(ProducerBroker(connection), "5e55", 3.0)
         lease.renew()
         key = keys.session("5e55")
         # It is gone if the lease ends and is begun anew.
@@ -266,14 +268,14 @@ def test_a_pools_lease_outlasts_an_outage_that_is_shorter(
 def test_what_has_come_back_is_not_sent_again(
     node: NodeProcess, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = Broker.enqueue
+    send = ProducerBroker.enqueue
     marker, log = tmp_path / "marker", tmp_path / "log"
     with Pool(url=url) as pool:
         running = pool.apply_async(tasks.block, (str(marker),))
         wait_for(marker.exists)
         sent: list[int] = []
 
-        def without_answer(broker: Broker, queue: str, jobs: Any, tag: Any, **options: Any) -> None:
+        def without_answer(broker: Any, queue: str, jobs: Any, tag: Any, **options: Any) -> None:
             send(broker, queue, jobs, tag, **options)
             sent.append(len(jobs))
             if len(sent) == 1:
@@ -283,7 +285,7 @@ def test_what_has_come_back_is_not_sent_again(
                 wait_for(lambda: not broker.client.exists(keys.results(tag.session)))
                 raise ConnectionError("the answer was lost")
 
-        monkeypatch.setattr(Broker, "enqueue", without_answer)
+        monkeypatch.setattr(ProducerBroker, "enqueue", without_answer)
         assert list(pool.imap(partial(tasks.append, str(log)), ["one"])) == ["one"]
         assert pool.apply_async(tasks.square, (3,)).get(20) == 9
         Path(f"{marker}.go").touch()

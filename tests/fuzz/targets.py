@@ -16,7 +16,6 @@ from farpool.shared.errors import PayloadError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.pipe import frames
 from farpool.shared.records import Tag, claim_of
-from farpool.shared.redis.base import claim_in
 from farpool.shared.redis.viewers import number
 
 
@@ -60,12 +59,6 @@ def job(data: bytes) -> None:
     fields = [part or None for part in [*data.split(b"|"), *[b""] * 6][:6]]
     claim = claim_of([b"id", b"x1", b"low", b"", fields])
     assert claim.data == fields[0]
-
-
-def claim(data: bytes) -> None:
-    """Read a claim of a node."""
-    found = claim_in(b"id", data)
-    assert found is None or data[2:] == " ".join(found[1]).encode()
 
 
 def compressed(data: bytes) -> None:
@@ -123,7 +116,7 @@ def _value(data: list[int]) -> object:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (replies, tasks, tag, job, claim, compressed, record, count, shapes)
+    for target in (replies, tasks, tag, job, compressed, record, count, shapes)
 }
 SEEDS: dict[str, list[bytes]] = {
     "replies": [
@@ -131,7 +124,6 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "tasks": [b"\x10" + b"".join(frames.encode_task(frames.Task(1, 0, 1.0, "id", b"data"))) * 2],
     "tag": [Tag("5e55", announce=True, chunk=True, limit=1.5).encode().encode()],
-    "job": [b"data|180|500|-1|f()|5e55 dc 0 0.0"],
-    "claim": [b"c x1 low"],
+    "job": [b"data|180|500|-1|f()|1 5e55 dc 0 0.0"],
     "record": [b'["low", 7, 3, false]'],
 }

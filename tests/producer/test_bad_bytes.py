@@ -26,7 +26,7 @@ from farpool.shared.errors import NoResultError, PayloadError
 from farpool.shared.pickling import outcome
 from farpool.shared.pickling.outcome import error_of
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.producers import ProducerBroker
 from tests.support import odd, tasks
 from tests.support.nodes import NodeProcess
 from tests.support.transitions import give_lease
@@ -92,7 +92,7 @@ def test_a_detached_call_that_is_none_is_named(url: str, client: Redis) -> None:
 @given(st.lists(odd.fields, max_size=6))
 def test_odd_announcements_hide_no_outcome(entries: list[dict[bytes, bytes]]) -> None:
     client = FakeRedis()
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     shown: list[object] = []
     session = Session(broker, on_output=lambda *said: shown.append(said))
     session.expect("default", ["s-0", "s-1"])
@@ -125,7 +125,7 @@ def stored(text: str) -> bytes:
 )
 @example({b"type": b"1", b"return_value": base64.b64encode(b"\x80\x05N.")})
 def test_a_result_of_rqs_that_cannot_be_read_fails_its_job_alone(fields: dict[Any, Any]) -> None:
-    data = outcome_of_record(Broker(FakeRedis()), "j", "1-0", fields)
+    data = outcome_of_record(ProducerBroker(FakeRedis()), "j", "1-0", fields)
     if outcome.is_error(data):
         assert isinstance(outcome.error(data), Exception)
     else:
@@ -136,7 +136,7 @@ def test_keys_of_one_job_that_are_none_fail_that_job_alone(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "RECONCILE_SECONDS", 0.0)
-    session = Session(Broker(client))
+    session = Session(ProducerBroker(client))
     names = ["no_hash", "no_stream", "bad_status", "good"]
     jobs = [NewJob(name, b"\x80\x05N.", "") for name in names]
     session.enqueue("default", jobs, Tag(session.id), timeout=60)
@@ -160,13 +160,13 @@ def test_keys_of_one_job_that_are_none_fail_that_job_alone(
 def test_what_came_back_of_no_known_shape_fails_the_call(
     node: NodeProcess, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = Broker.outcomes
+    look = ProducerBroker.outcomes
 
-    def garbled(broker: Broker, session: str, ids: Any) -> Any:
+    def garbled(broker: ProducerBroker, session: str, ids: Any) -> Any:
         return [data and of_chunk("garbage") for data in look(broker, session, ids)]
 
     with Pool(url=url) as pool:
-        monkeypatch.setattr(Broker, "outcomes", garbled)
+        monkeypatch.setattr(ProducerBroker, "outcomes", garbled)
         results = [pool.map_async(tasks.square, [1, 2]), pool.apply_async(tasks.square, (3,))]
         stream = pool.imap(tasks.square, [1])
         for result in results:
@@ -188,12 +188,12 @@ def test_what_came_back_of_no_known_shape_fails_the_call(
 )
 def test_info_shows_what_can_be_read(record: dict[Any, Any], name: bytes) -> None:
     client = FakeRedis()
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     give_lease(broker.client, "a", 60, 2)
     client.hset(keys.worker("a"), mapping={"name": "other", **record})
-    client.zadd(keys.NODES, {name: 1e12, b"no_hash": 1e12})
+    client.zadd(keys.NODES, {b"no_hash": 1e12})
     client.set(keys.worker("no_hash"), "something else")
-    client.hset(keys.claims("a"), mapping={"j": "c x low", "k": name})
+    client.hset(keys.claims("a"), mapping={"j": "c x low"})
     client.sadd(keys.QUEUES, name, b"rq:queue:" + name, keys.queue("low"), keys.queue("no_list"))
     client.set(keys.queue("no_list"), "something else")
     client.set("rq:wip:low", "something else")

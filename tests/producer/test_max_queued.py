@@ -15,7 +15,7 @@ from rq import Retry
 from farpool import ConfigError, Queue, QueueFullError
 from farpool.shared import keys
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.producers import ProducerBroker
 from tests.support import tasks
 
 LIMIT = 1200
@@ -82,7 +82,7 @@ def test_many_producers_do_not_pass_it_together(queue: Queue, client: Redis) -> 
 
 
 def test_a_call_that_is_sent_twice_finds_itself(client: Redis) -> None:
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     jobs = [NewJob(f"j{n}", b"", "") for n in range(3)]
     for _ in range(2):
         broker.enqueue("default", jobs, Tag(), timeout=60, max_queued=3)

@@ -24,8 +24,9 @@ from farpool.commands import cli
 from farpool.shared.child import rq_lifecycle
 from farpool.shared.child.current_job import connection as connection_of_child
 from farpool.shared.errors import ServerUnavailableError
-from farpool.shared.redis.broker import Broker
-from farpool.shared.redis.connection import connect, is_refusal
+from farpool.shared.redis.connection import connect
+from farpool.shared.redis.producers import ProducerBroker
+from farpool.shared.redis.trouble import Trouble, classify
 from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.acl import documented, refused, set_users, url_of
@@ -159,7 +160,7 @@ def test_a_lost_node_is_taken_over_from(
     (tmp_path / "running.go").touch()
     start_node(lease=1)
     assert job.get(30) == "done"
-    assert "lost" not in Broker(admin).leases()
+    assert "lost" not in ProducerBroker(admin).leases()
 
 
 def test_a_node_drains(queue: Queue, start_node: StartNode, tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def refuses(server: str, role: str, command: str) -> bool:
         try:
             client.execute_command(*command.split())
         except RedisError as error:
-            return is_refusal(error)
+            return classify(error) is Trouble.REFUSED
     return False
 
 

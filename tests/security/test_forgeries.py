@@ -74,7 +74,7 @@ def test_rqs_registries_unpickle_nothing(
 ) -> None:
     queue = Queue(url=url)
     parent = queue.enqueue(tasks.add, 1)
-    client.sadd(keys.dependents(parent.id), unsigned.id)
+    client.sadd(parent.dependents_key, unsigned.id)
     abandon(client, parent)
     assert not queue.started_job_registry.get_job_ids()
     assert farpool.Job.fetch(parent.id, connection=client).is_failed

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from farpool import Pool, Queue
 from farpool.commands import cli
-from farpool.producer.session.outage import is_away
 from farpool.shared.errors import ServerUnavailableError
 from farpool.shared.redis.connection import READ_SECONDS, NoHandshakeError, connect
+from farpool.shared.redis.trouble import Trouble, classify
 from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
@@ -139,4 +139,4 @@ def test_a_server_that_was_there_and_stalls_is_ridden_out() -> None:
         ):
             client.ping()
     assert len(accepted) == 3 + 1
-    assert is_away(caught.value)
+    assert classify(caught.value) is Trouble.AWAY

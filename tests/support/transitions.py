@@ -15,10 +15,11 @@ from rq.job import Job
 from rq.registry import StartedJobRegistry
 
 from farpool.shared import keys
-from farpool.shared.records import Claim, Completion, NewJob, Tag
-from farpool.shared.redis.broker import Broker
+from farpool.shared.records import Claim, Completion, How, NewJob, Tag
+from farpool.shared.redis.nodes import Claimed
 from farpool.shared.redis.script import PendingReply
 from farpool.worker.registration import Fence
+from tests.support.broker import Broker
 
 QUEUES = ("high", "low")
 CALL = pickle.dumps(("tests.support.tasks.add", None, (3,), {"b": 4}))
@@ -45,14 +46,14 @@ def add(broker: Broker, ids: str, queue: str = "low", tag: Tag = PLAIN, **option
     broker.enqueue(queue, jobs, tag, timeout=options.pop("timeout", 180), **options)
 
 
-def ask(broker: Broker, node: str = "a", limit: int = 100) -> PendingReply[list[Claim] | None]:
+def ask(broker: Broker, node: str = "a", limit: int = 100) -> PendingReply[Claimed | None]:
     return broker.claim(node, QUEUES, limit, next(_executions))
 
 
 def take(broker: Broker, node: str = "a", limit: int = 100) -> list[Claim]:
-    claims = ask(broker, node, limit).result()
-    assert claims is not None
-    return claims
+    claimed = ask(broker, node, limit).result()
+    assert claimed is not None
+    return claimed.claims
 
 
 def ids(claims: list[Claim]) -> str:
@@ -64,15 +65,14 @@ def start(broker: Broker, node: str, *claims: Claim) -> set[str]:
 
 
 def completion(
-    claim: Claim, value: object = 7, how: str = "ok", ttl: bytes = b"", seconds: float = 0.5
+    claim: Claim, value: object = 7, how: How = "ok", ttl: bytes = b"", seconds: float = 0.5
 ) -> Completion:
     """What a node sends of a job that returned `value` or, if it failed, left it as traceback."""
     text = pickle.dumps(value) if how != "failed" else zlib.compress(str(value).encode())
     now = time.time()
-    return Completion(
-        claim.id, claim.execution, claim.queue, how, now - seconds, now, ttl, claim.tag,
-        f"{how} {value}".encode(), base64.b64encode(text),
-    )  # fmt: skip
+    kept = claim._replace(result_ttl=ttl, failure_ttl=ttl)
+    outcome = f"{how} {value}".encode()
+    return Completion(kept, how, now - seconds, now, outcome, base64.b64encode(text))
 
 
 def complete(broker: Broker, node: str, *completions: Completion) -> int:

@@ -12,10 +12,11 @@ from redis.exceptions import ConnectionError
 
 from farpool.shared import keys
 from farpool.shared.records import Tag
-from farpool.shared.redis.broker import Broker, NotRegisteredError
 from farpool.shared.redis.connection import READ_SECONDS
+from farpool.shared.redis.nodes import NotRegisteredError
 from farpool.worker.claims import Claims
 from farpool.worker.registration import Fence, Registration
+from tests.support.broker import Broker
 from tests.support.transitions import QUEUES, add, complete, completion, give_lease, take
 from tests.support.waiting import wait_for
 
@@ -85,7 +86,9 @@ def test_what_the_server_comes_to_late_is_refused(
 ) -> None:
     add(broker, "a")
     late, waited_for = str(fence), broker.claim("a", QUEUES, 1, f"{fence}0x")
-    assert [claim.id for claim in waited_for.result() or []] == ["a"]
+    claimed = waited_for.result()
+    assert claimed is not None
+    assert [claim.id for claim in claimed.claims] == ["a"]
     claims.lose_answers()
     claims.reconcile([])
     assert broker.heartbeat("a", 60, 60, False, [], str(fence)) is not None

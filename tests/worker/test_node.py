@@ -9,18 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from redis import Redis
 from rq.suspension import resume, suspend
 
 import farpool
 from farpool import Job, Queue, WorkerLostError
+from farpool.commands.cli import main
 from farpool.producer.admin.inspect import overview
 from farpool.shared import keys
 from farpool.shared.child.functions import name_of
 from farpool.shared.pickling import payload
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import URL_VARIABLE
+from farpool.shared.redis.producers import ProducerBroker
 from farpool.worker.config import NodeConfig
 from farpool.worker.node import Node
 from tests.support import tasks
@@ -88,7 +90,7 @@ def test_a_hard_limit_ends_a_process_and_nothing_else(
     start_node: Start, url: str, client: Redis, tmp_path: Path
 ) -> None:
     start_node(processes=1)
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     marker = tmp_path / "marker"
     data = payload.dumps((name_of(tasks.search_for_ever), None, (str(marker),), {}))
     tag = Tag("5e55", limit=0.5)
@@ -172,3 +174,23 @@ def test_a_node_whose_record_is_lost_takes_its_leave(
     monkeypatch.setattr(Node, "_finished", finished)
     node.run()
     assert not client.exists(keys.NODES, keys.WORKERS, keys.workers("default"))
+
+
+def test_info_shows_what_a_node_has_dropped(
+    start_node: Start, url: str, client: Redis, tmp_path: Path
+) -> None:
+    node = start_node(processes=1, lease=1)
+
+    def shown() -> str:
+        output = CliRunner().invoke(main, ["info"], env={URL_VARIABLE: url}).output
+        return next(line for line in output.splitlines() if node.name in line)
+
+    assert shown().endswith(" 0 finished, 0 failed")
+    queue = Queue(connection=client)
+    client.rpush(queue.key, "no job")
+    running = queue.enqueue(tasks.block, str(tmp_path / "marker"))
+    wait_for((tmp_path / "marker").exists)
+    running.cancel()
+    (tmp_path / "marker.go").touch()
+    wait_for(lambda: shown().endswith(" 0 finished, 0 failed, 1 stale, 1 malformed"))
+    running.delete()

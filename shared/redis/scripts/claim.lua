@@ -1,46 +1,41 @@
 #!lua flags=allow-oom
 -- Takes up to `limit` jobs from queues, the first queue first, and records who holds them in the
--- same step, so that a job is always in a queue or in a claim.
--- KEYS: 1 leases of the nodes, 2 claims of this node, 3 RQ's suspension flag,
---       4 RQ's hash of this worker, 5.. queues
--- ARGV: 1 node, 2 limit, 3 prefix of RQ's job hashes, 4 prefix for execution ids, which begins
---       with the node's fence,
---       5 prefix of the hashes of sessions, 6 "1" to return signatures, else "",
---       then the name of each queue
--- Returns: {-1} the node has no lease and must register first, or another fence than this call;
---          {0} workers are suspended;
---          {1, {id of what waited and is no job, ...}, number of ids taken, job, ...} with each job = {id, execution,
---          queue, lifecycle, fields, signature or nil} and fields = {data, timeout, result_ttl,
---          failure_ttl, description, tag}, to which the rest that is signed is added if the
---          signature is asked for and there is no tag: three callbacks and the webhooks
--- A claim is the field `id` of the claims hash, "c EXECUTION QUEUE", or "s ..." once started, or
--- "x ..." once it has had all its attempts and is to be failed.
--- A key of another type fails nothing: after a pop, that would lose jobs.
--- What lacks a right does, so that somebody gives it.
-local function call(...)
-  local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
-    error(reply)
-  end
-  return reply
-end
-if type(call('ZSCORE', KEYS[1], ARGV[1])) ~= 'string' then
-  return {-1}
-end
+-- same step, so that a job is always in a queue or in a claim. Jobs of a newer protocol than the
+-- node's go to the tail of their queue, uncharged.
+-- KEYS[1]  zset   rq:farpool:nodes         node -> when its lease ends
+-- KEYS[2]  hash   rq:farpool:claims:NODE   job id -> "c|s|x EXECUTION QUEUE"
+-- KEYS[3]  string rq:suspended             RQ's flag
+-- KEYS[4]  hash   rq:worker:NODE           RQ's record of the node, with our `farpool_fence`
+-- KEYS[5+] list   rq:queue:QUEUE           ids of the jobs that wait
+-- ARGV[1]  RQ's key prefix
+-- ARGV[2]  node
+-- ARGV[3]  limit
+-- ARGV[4]  protocol of the node
+-- ARGV[5]  prefix of the execution ids, which begins with the node's fence
+-- ARGV[6]  "1" to return signatures, else ""
+-- ARGV[7+] name of each queue
+-- Returns {-1}: the node has no lease, or another fence than this call, and must register first
+--      or {0}: workers are suspended
+--      or {1, {id of what waited and is no job, ...}, {queue, newer protocol, ...},
+--          number of ids taken, job, ...}
+--   job    = {id, execution, queue, "1" if RQ's code has to run it, fields, signature or nil}
+--   fields = {data, timeout, result_ttl, failure_ttl, description, tag}, and if the signature is
+--            asked for and there is no tag, the rest that is signed: three callbacks, the webhooks
+local prefix, node, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local protocol, execution_prefix, signed = tonumber(ARGV[4]), ARGV[5], ARGV[6] ~= ''
+local FIRST_QUEUE, FIRST_NAME = 5, 7
+local LONGEST = 512 -- also in producer/queue.py
+-- Jobs of a queue that are looked at for others than those of a newer protocol.
+local MOST_LOOKED_AT = 1000
+
 local fence = call('HGET', KEYS[4], 'farpool_fence')
-if type(fence) ~= 'string' or string.sub(ARGV[4], 1, #fence) ~= fence then
+if not redis.call('ZSCORE', KEYS[1], node) or type(fence) ~= 'string'
+  or string.sub(execution_prefix, 1, #fence) ~= fence then
   return {-1}
-end
-if redis.call('TYPE', KEYS[2]).ok ~= 'hash' then
-  -- What is there in place of claims would let none be recorded.
-  redis.call('DEL', KEYS[2])
 end
 if redis.call('EXISTS', KEYS[3]) == 1 then
   return {0}
 end
-local limit = tonumber(ARGV[2])
-local refused = {}
-local reply = {1, refused, 0}
 
 -- Whether RQ's own code has more to do around the job than to call it.
 local function lifecycle(key)
@@ -54,73 +49,83 @@ local function lifecycle(key)
   return ''
 end
 
--- Whether a job's producer wants it dropped, because there was no sign of life of it for too long.
-local known = {}
+-- Whether nobody waits for a job any more, because its session's lease has ended.
 local function abandoned(tag)
-  if known[tag] == nil then
-    local session = string.match(tag, '^([0-9a-f]+) [dcom]*l[dcolm]* %d+ %d+%.?%d*$')
-    known[tag] = session and redis.call('EXISTS', ARGV[5] .. session) == 0 or false
+  if tag.abandoned == nil then
+    tag.abandoned = tag.leased ~= nil
+      and redis.call('EXISTS', prefix .. ':farpool:session:' .. tag.session) == 0
   end
-  return known[tag]
+  return tag.abandoned
 end
 
-local taken = {}
-local signed = ARGV[6] ~= ''
+local taken, malformed, newer = {}, {}, {}
+local reply = {1, malformed, newer, 0}
 local names = {'data', 'timeout', 'result_ttl', 'failure_ttl', 'description', 'farpool'}
-local TTL, STATUS, SIGNATURE = 7, 8, 9
-local LONGEST = 512 -- also in producer/queue.py
+local TAG, TTL, STATUS, SIGNATURE = 6, 7, 8, 9
 names[TTL], names[STATUS] = 'ttl', 'status'
 if signed then
   names[SIGNATURE] = 'farpool_signature'
 end
 
-for k = 5, #KEYS do
-  local queue = ARGV[k + 2]
-  -- A queue that is no list has no jobs: the error is a table without any.
-  local ids = limit > 0 and call('LRANGE', KEYS[k], 0, limit - 1) or {}
-  local claims = {}
-  for _, id in ipairs(ids) do
-    local key = ARGV[3] .. id
-    local job = call('HMGET', key, unpack(names))
-    local ttl, status, signature = job[TTL], job[STATUS], job[SIGNATURE]
-    -- A job that was deleted, expired or canceled while it waited is dropped, and so are one that
-    -- is running already or waited twice, and what is no job: its key is no hash, or its id is none
-    -- that RQ takes.
-    local sound = not job.err and #id <= LONGEST and string.match(id, '^[%w_-]+$')
-    local wanted = sound and not taken[id] and job[1] and status ~= 'canceled'
-      and status ~= 'started'
-    if not sound then
-      refused[#refused + 1] = id
-    elseif wanted and job[6] and abandoned(job[6]) then
-      redis.call('UNLINK', key)
-    elseif wanted then
-      if status ~= 'queued' then
-        redis.call('HSET', key, 'status', 'queued')
+for k = FIRST_QUEUE, #KEYS do
+  local queue = ARGV[k - FIRST_QUEUE + FIRST_NAME]
+  local claims, postponed, looked_at = {}, {}, 0
+  local said = {}
+  repeat
+    local before = #postponed
+    -- A queue that is no list has no jobs: the error is a table without any.
+    local ids = limit > 0 and call('LRANGE', KEYS[k], looked_at, looked_at + limit - 1) or {}
+    for _, id in ipairs(ids) do
+      local key = prefix .. ':job:' .. id
+      local job = call('HMGET', key, unpack(names))
+      local ttl, status, signature = job[TTL], job[STATUS], job[SIGNATURE]
+      local tag = read_tag(job[TAG])
+      -- Not a job if its key is no hash, or its id is none that RQ takes.
+      local sound = not job.err and #id <= LONGEST and string.match(id, '^[%w_-]+$')
+      -- A job that was deleted, expired or canceled while it waited is dropped, and so is one that
+      -- runs already or waited twice.
+      local wanted = sound and not taken[id] and job[1] and status ~= CANCELED
+        and status ~= STARTED
+      if not sound then
+        malformed[#malformed + 1] = id
+      elseif wanted and tag and tag.protocol > protocol then
+        postponed[#postponed + 1] = id
+        if not said[tag.protocol] then
+          said[tag.protocol] = true
+          newer[#newer + 1] = queue
+          newer[#newer + 1] = tag.protocol
+        end
+      elseif wanted and tag and abandoned(tag) then
+        redis.call('UNLINK', key)
+      elseif wanted then
+        if status ~= QUEUED then
+          redis.call('HSET', key, 'status', QUEUED)
+        end
+        if ttl and ttl ~= '' then
+          redis.call('PERSIST', key)
+        end
+        job[TTL], job[STATUS], job[SIGNATURE] = nil, nil, nil
+        if signed and not tag then
+          job[7], job[8], job[9], job[10] = unpack(call('HMGET', key, 'success_callback_name',
+            'failure_callback_name', 'stopped_callback_name', 'webhooks'))
+        end
+        taken[id] = true
+        local execution = execution_prefix .. #reply
+        claims[#claims + 1] = id
+        claims[#claims + 1] = IS_CLAIMED .. execution .. ' ' .. queue
+        -- Producers of ours leave jobs that need more to RQ's, which do not set the tag.
+        reply[#reply + 1] = {id, execution, queue, tag and '' or lifecycle(key), job, signature}
       end
-      if ttl and ttl ~= '' then
-        redis.call('PERSIST', key)
-      end
-      job[TTL], job[STATUS], job[SIGNATURE] = nil, nil, nil
-      if signed and (not job[6] or job[6] == '') then
-        job[7], job[8], job[9], job[10] = unpack(call('HMGET', key, 'success_callback_name',
-          'failure_callback_name', 'stopped_callback_name', 'webhooks'))
-      end
-      taken[id] = true
-      local execution = ARGV[4] .. #reply
-      claims[#claims + 1] = id
-      claims[#claims + 1] = 'c ' .. execution .. ' ' .. queue
-      -- Producers of ours leave jobs that need more to RQ's, which do not set the tag.
-      reply[#reply + 1] = {id, execution, queue, job[6] and job[6] ~= '' and '' or lifecycle(key), job, signature}
     end
-  end
-  for first = 1, #claims, 1000 do
-    redis.call('HSET', KEYS[2], unpack(claims, first, math.min(first + 999, #claims)))
-  end
-  if #ids > 0 then
+    looked_at = looked_at + #ids
+    limit = limit - #ids + #postponed - before
+  until #postponed == before or looked_at >= MOST_LOOKED_AT
+  call_with_all('HSET', KEYS[2], claims)
+  call_with_all('RPUSH', KEYS[k], postponed)
+  if looked_at > 0 then
     -- Last, so that what fails before, for the lack of a right, loses nothing.
-    redis.call('LTRIM', KEYS[k], #ids, -1)
+    redis.call('LTRIM', KEYS[k], looked_at, -1)
   end
-  reply[3] = reply[3] + #ids
-  limit = limit - #ids
+  reply[4] = reply[4] + looked_at - #postponed
 end
 return reply

@@ -1,49 +1,44 @@
 #!lua
 -- Records what became of jobs, once each: only under the claim that is still the live one, and
 -- only if nobody decided otherwise meanwhile (canceled, deleted, failed by RQ's maintenance). The
--- first completion wins.
--- For at most 1,000 jobs a call.
--- KEYS: 1 claims of this node, 2 RQ's hash of this worker, 3 RQ's executions of this worker,
---       then for each job: its hash, its stream of results, its set of dependents
--- ARGV: 1 RQ's key prefix, 2 node, 3 seconds to keep a session's results, then for each job:
---       id, execution, queue, how, started, ended (as RQ writes times), started, ended (seconds
---       since the epoch), seconds to keep the result ("" default, "-1" for ever, "0" not at all;
---       a session's results are kept at least as long as ARGV[3], and not for ever),
---       session or "", "1" to announce it to the session, outcome, and what RQ's stream gets: the
---       return value or the traceback, encoded as RQ does, or "", and the signature of that or ""
---       how is "ok", "failed" or "recorded" (by RQ's code); chunks have complete_chunks.lua
--- Returns: {number of completions that were dropped because they came too late,
+-- first completion wins. For at most 1,000 jobs a call.
+-- KEYS[1]  hash   rq:farpool:claims:NODE      job id -> "c|s|x EXECUTION QUEUE"
+-- KEYS[2]  hash   rq:worker:NODE              RQ's record of the node
+-- KEYS[3]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
+-- KEYS[4+] for each job:
+--          hash   rq:job:ID                   the job
+--          stream rq:results:ID               RQ's results of it
+--          set    rq:job:ID:dependents        jobs that wait for it
+-- ARGV[1]  RQ's key prefix
+-- ARGV[2]  node
+-- ARGV[3]  seconds to keep a session's results at least
+-- ARGV[4+] for each job: id, execution, queue,
+--          "ok", "failed", or "recorded" by RQ's code; chunks have complete_chunks.lua,
+--          start and end as RQ writes times, start and end in seconds since the epoch,
+--          seconds to keep the result: "" for the default, "-1" for ever, "0" not at all,
+--          session or "", "1" to announce the job to it or "", outcome,
+--          for RQ's stream the return value or traceback, encoded as RQ does, or "",
+--          and the signature of that or ""
+-- Returns {number of completions that came too late and were dropped,
 --          {id of an ended job that needs a follow-up: dependents, a slot of a rate limit, ...},
 --          {id of a job whose keys are not RQ's records, so that it has no outcome, ...}}
--- A key of another type costs no more than what would be written there: what failed halfway would
--- lose the outcomes of others.
--- What lacks a right fails, so that somebody gives it.
-local function call(...)
-  local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
-    error(reply)
-  end
-  return reply
-end
 local prefix, node = ARGV[1], ARGV[2]
-local epoch = tonumber(call('TIME')[1])
-local count = (#KEYS - 3) / 3
-local WIDTH, BASE = 14, 3
+local JOBS_KEYS, JOBS, KEYS_WIDTH, WIDTH = 3, 3, 3, 14
 -- Whoever does the follow-up of a job needs it that long.
 local DEPENDED_SECONDS = 60
 -- The caller does it at once; if that is lost, some node does it this much later.
 local FOLLOW_UP_SECONDS = 15
+local epoch = tonumber(redis.call('TIME')[1])
 
 local ids, dependents = {}, {}
-for i = 1, count do
-  ids[i] = ARGV[BASE + (i - 1) * WIDTH + 1]
-  dependents[i] = KEYS[i * 3 + 3]
+for i = 1, (#KEYS - JOBS_KEYS) / KEYS_WIDTH do
+  ids[i] = ARGV[JOBS + (i - 1) * WIDTH + 1]
+  dependents[i] = KEYS[JOBS_KEYS + i * KEYS_WIDTH]
 end
 local any_dependents = call('EXISTS', unpack(dependents)) > 0
--- Without a hash of claims the error is a table that has none.
-local live = call('HMGET', KEYS[1], unpack(ids))
+local live = redis.call('HMGET', KEYS[1], unpack(ids))
 
-local stale, depended, broken = 0, {}, {}
+local stale, depended, malformed = 0, {}, {}
 local settled, dead, finished, failed, outcomes, done = {}, {}, {}, {}, {}, {}
 local successes, failures, seconds = 0, 0, 0
 
@@ -59,32 +54,32 @@ end
 -- Writes RQ's records of a job's end; false if its stream is something else.
 -- Without tables of arguments, which would cost a tenth of the whole script.
 local function record(i, a, ok)
-  local id, queue, ttl, value = ARGV[a + 1], ARGV[a + 3], ARGV[a + 9], ARGV[a + 13]
-  local job, stream = KEYS[i * 3 + 1], KEYS[i * 3 + 2]
+  local id, execution, queue, _, began_at, ended_at, began, ended, ttl, session, _, _, value,
+    signature = unpack(ARGV, a + 1, a + WIDTH)
+  local job, stream = KEYS[i * KEYS_WIDTH + 1], KEYS[i * KEYS_WIDTH + 2]
   local has_dependents = any_dependents and call('EXISTS', dependents[i]) == 1
   if ok and ttl == '0' and not has_dependents then
     dead[#dead + 1] = job
     return true
   end
-  local kind, started, ended = ok and '1' or '2', ARGV[a + 7], ARGV[a + 8]
-  local added
+  local kind, added = ok and '1' or '2', nil
   if value == '' then
     added = call('XADD', stream, '*', 'type', kind, 'worker_name', node, 'execution_id',
-      ARGV[a + 2], 'execution_started_at', started, 'execution_ended_at', ended)
+      execution, 'execution_started_at', began, 'execution_ended_at', ended)
   else
     added = call('XADD', stream, '*', 'type', kind, 'worker_name', node, 'execution_id',
-      ARGV[a + 2], 'execution_started_at', started, 'execution_ended_at', ended,
+      execution, 'execution_started_at', began, 'execution_ended_at', ended,
       ok and 'return_value' or 'exc_string', value)
   end
   if type(added) == 'table' and added.err then
     return false
   end
-  local status, signature = ok and 'finished' or 'failed', ARGV[a + 14]
+  local status = ok and FINISHED or FAILED
   if signature == '' then
-    call('HSET', job, 'status', status, 'started_at', ARGV[a + 5], 'ended_at', ARGV[a + 6],
+    call('HSET', job, 'status', status, 'started_at', began_at, 'ended_at', ended_at,
       'worker_name', node)
   else
-    call('HSET', job, 'status', status, 'started_at', ARGV[a + 5], 'ended_at', ARGV[a + 6],
+    call('HSET', job, 'status', status, 'started_at', began_at, 'ended_at', ended_at,
       'worker_name', node, 'farpool_result_signature', signature)
   end
   local keep = ttl ~= '' and ttl or (ok and '500' or '31536000')
@@ -99,7 +94,7 @@ local function record(i, a, ok)
     end
     call('EXPIRE', job, keep)
     call('EXPIRE', stream, keep)
-    if ARGV[a + 10] == '' then
+    if session == '' then
       call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', keep)
     end
     list[#list + 1] = epoch + keep
@@ -108,38 +103,38 @@ local function record(i, a, ok)
   local slot = not ok and call('HGET', job, 'rate_limit_key')
   if has_dependents or type(slot) == 'string' and slot ~= '' then
     depended[#depended + 1] = id
-    call('ZADD', prefix .. ':farpool:follow_ups', epoch + FOLLOW_UP_SECONDS, id)
+    redis.call('ZADD', prefix .. ':farpool:follow_ups', epoch + FOLLOW_UP_SECONDS, id)
   end
   return true
 end
 
-for i = 1, count do
-  local a = BASE + (i - 1) * WIDTH
-  local id, execution, queue, how = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
-  local session = ARGV[a + 10]
-  local job = KEYS[i * 3 + 1]
+for i = 1, #ids do
+  local a = JOBS + (i - 1) * WIDTH
+  local id, execution, queue, how, _, _, began, ended, ttl, session, announce, outcome =
+    unpack(ARGV, a + 1, a + 12)
+  local job = KEYS[i * KEYS_WIDTH + 1]
   local rest = execution .. ' ' .. queue
-  local claimed = live[i] == 'c ' .. rest
-  local started = not claimed and live[i] == 's ' .. rest
+  local claimed = live[i] == IS_CLAIMED .. rest
+  local started = not claimed and live[i] == IS_STARTED .. rest
 
-  if settled[id] or not claimed and not started and live[i] ~= 'x ' .. rest then
+  if settled[id] or not claimed and not started and live[i] ~= IS_EXHAUSTED .. rest then
     -- Nobody's claim any more, or that of another execution, which stays.
     stale = stale + 1
   else
     local ok = how ~= 'failed'
     local recorded = false
     local status = how ~= 'recorded' and call('HGET', job, 'status')
-    if status == 'queued' or status == 'started' then
+    if status == QUEUED or status == STARTED then
       if record(i, a, ok) then
         recorded = true
         if not ok then
           call('HDEL', job, 'farpool_attempts')
         end
       else
-        broken[#broken + 1] = id
+        malformed[#malformed + 1] = id
       end
     elseif type(status) == 'table' then
-      broken[#broken + 1] = id
+      malformed[#malformed + 1] = id
     elseif how ~= 'recorded' then
       stale = stale + 1
     end
@@ -147,24 +142,20 @@ for i = 1, count do
     settled[id] = true
     settled[#settled + 1] = id
     if started then
-      local member = id .. ':' .. execution
-      call('ZREM', prefix .. ':wip:' .. queue, member)
-      call('DEL', prefix .. ':execution:' .. member)
-      call('ZREM', prefix .. ':executions:' .. id, execution)
-      call('SREM', KEYS[3], member)
+      end_execution(prefix, id, execution, queue, KEYS[3])
     end
     -- What RQ's code has recorded it has counted too.
     if recorded then
       successes = successes + (ok and 1 or 0)
       failures = failures + (ok and 0 or 1)
-      seconds = seconds + ARGV[a + 8] - ARGV[a + 7]
+      seconds = seconds + ended - began
     end
     if recorded and session ~= '' then
       local list = group(outcomes, session)
-      list.keep = math.max(list.keep or tonumber(ARGV[3]), tonumber(ARGV[a + 9]) or 0)
+      list.keep = math.max(list.keep or tonumber(ARGV[3]), tonumber(ttl) or 0)
       list[#list + 1] = id
-      list[#list + 1] = ARGV[a + 12]
-      if ARGV[a + 11] == '1' then
+      list[#list + 1] = outcome
+      if announce == '1' then
         list = group(done, session)
         list[#list + 1] = id
       end
@@ -173,10 +164,10 @@ for i = 1, count do
 end
 
 if #settled > 0 then
-  call('HDEL', KEYS[1], unpack(settled))
+  redis.call('HDEL', KEYS[1], unpack(settled))
 end
 if #dead > 0 then
-  call('DEL', unpack(dead))
+  redis.call('DEL', unpack(dead))
 end
 for queue, members in pairs(finished) do
   call('ZADD', prefix .. ':finished:' .. queue, unpack(members))
@@ -186,22 +177,19 @@ for queue, members in pairs(failed) do
 end
 for session, list in pairs(outcomes) do
   local key = prefix .. ':farpool:results:' .. session
-  if type(call('HSET', key, unpack(list))) == 'table' then
-    for at = 1, #list, 2 do
-      broken[#broken + 1] = list[at]
-    end
-  elseif call('TTL', key) < list.keep then
-    call('EXPIRE', key, list.keep)
+  redis.call('HSET', key, unpack(list))
+  if redis.call('TTL', key) < list.keep then
+    redis.call('EXPIRE', key, list.keep)
   end
 end
 for session, list in pairs(done) do
   local key = prefix .. ':farpool:done:' .. session
-  call('XADD', key, 'MAXLEN', '~', '10000', '*', 'ids', table.concat(list, ' '))
-  call('EXPIRE', key, ARGV[3])
+  redis.call('XADD', key, 'MAXLEN', '~', '10000', '*', 'ids', table.concat(list, ' '))
+  redis.call('EXPIRE', key, ARGV[3])
 end
 if successes + failures > 0 and call('EXISTS', KEYS[2]) == 1 then
   call('HINCRBY', KEYS[2], 'successful_job_count', successes)
   call('HINCRBY', KEYS[2], 'failed_job_count', failures)
   call('HINCRBYFLOAT', KEYS[2], 'total_working_time', string.format('%.6f', seconds))
 end
-return {stale, depended, broken}
+return {stale, depended, malformed}

@@ -2,69 +2,71 @@
 -- Adds jobs to a queue as RQ's enqueue does, many in one step.
 -- A call that is sent again, because its answer was lost, adds nothing: it left a mark. What may
 -- have been sent in another call, or long ago, is looked for job by job.
--- KEYS: 1 set of queues, 2 queue, 3 mark of this call, 4 hash of the session, 5 its results,
---       6.. the job hash of each job
--- ARGV: 1 "front" or "back", 2 seconds until an unstarted job expires or "",
---       3 seconds to keep the mark, "" to look for each job instead,
---       4 "1" if the session needs a lease, else "",
---       5 jobs that there is room for in the queue, or "", 6 jobs that are to find room with these,
---       7 "1" if the jobs are signed, else "",
---       8 count n of shared strings, then n strings (field, value, ...) for every job,
---       then for each job: id, data, description, and its signature if they are signed
--- Returns: number of jobs added; -1 if the lease of the session has ended; {jobs that wait} if
---          there is no room
-local push = ARGV[1] == 'front' and 'LPUSH' or 'RPUSH'
-local ttl = ARGV[2]
-local again = ARGV[3] == ''
-local limit = tonumber(ARGV[5])
-local signed = ARGV[7] ~= ''
-local shared = tonumber(ARGV[8])
-if ARGV[4] ~= '' and redis.call('EXISTS', KEYS[4]) == 0 then
+-- KEYS[1]  set    rq:queues                    keys of the queues
+-- KEYS[2]  list   rq:queue:QUEUE               ids of the jobs that wait
+-- KEYS[3]  string rq:farpool:sent:ID           mark of this call
+-- KEYS[4]  hash   rq:farpool:session:SESSION   there while the session has a lease
+-- KEYS[5]  hash   rq:farpool:results:SESSION   job id -> outcome
+-- KEYS[6+] hash   rq:job:ID                    each job
+-- ARGV[1]  "front" or "back"
+-- ARGV[2]  seconds until an unstarted job expires, or ""
+-- ARGV[3]  seconds to keep the mark; "" to look for each job instead
+-- ARGV[4]  "1" if the session needs a lease, else ""
+-- ARGV[5]  jobs that there is room for in the queue, or ""
+-- ARGV[6]  jobs that are to find room with these
+-- ARGV[7]  "1" if the jobs are signed, else ""
+-- ARGV[8]  count n of the strings that come next
+-- ARGV[9+] n strings (field, value, ...) for every job,
+--          then for each job: id, data, description, and its signature if they are signed
+-- Returns the number of jobs added
+--      or -1: the lease of the session has ended
+--      or {jobs that wait}: there is no room
+local where, ttl, mark_seconds, leased, room, together, signed, shared = unpack(ARGV, 1, 8)
+local push = where == 'front' and 'LPUSH' or 'RPUSH'
+local again = mark_seconds == ''
+local limit = tonumber(room)
+local count = tonumber(shared)
+if leased ~= '' and redis.call('EXISTS', KEYS[4]) == 0 then
   return -1
 end
 -- Where one of these is something else, it fails here and has not left a mark yet.
 redis.call('LLEN', KEYS[2])
 redis.call('SADD', KEYS[1], KEYS[2])
-if not again and not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[3]) then
+if not again and not redis.call('SET', KEYS[3], '', 'NX', 'EX', mark_seconds) then
   return 0
 end
 local length = limit and redis.call('LLEN', KEYS[2])
-if limit and length + tonumber(ARGV[6]) > limit then
+if limit and length + tonumber(together) > limit then
   redis.call('DEL', KEYS[3])
   return {length}
 end
 local fields = {}
-for i = 1, shared do
+for i = 1, count do
   fields[i] = ARGV[8 + i]
 end
-fields[shared + 1] = 'data'
-fields[shared + 3] = 'description'
-if signed then
-  fields[shared + 5] = 'farpool_signature'
+fields[count + 1] = 'data'
+fields[count + 3] = 'description'
+local width = 3
+if signed ~= '' then
+  fields[count + 5] = 'farpool_signature'
+  width = 4
 end
 
-local at = 9 + shared
-local width = signed and 4 or 3
+local a = 9 + count
 local ids = {}
 for k = 6, #KEYS do
-  local id = ARGV[at]
+  local id, data, description, signature = unpack(ARGV, a, a + width - 1)
   local known = again
-    and (redis.call('EXISTS', KEYS[k]) == 1 or redis.pcall('HEXISTS', KEYS[5], id) == 1)
+    and (redis.call('EXISTS', KEYS[k]) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1)
   if not known then
-    fields[shared + 2] = ARGV[at + 1]
-    fields[shared + 4] = ARGV[at + 2]
-    if signed then
-      fields[shared + 6] = ARGV[at + 3]
-    end
+    fields[count + 2], fields[count + 4], fields[count + 6] = data, description, signature
     redis.call('HSET', KEYS[k], unpack(fields))
     if ttl ~= '' then
       redis.call('EXPIRE', KEYS[k], ttl)
     end
     ids[#ids + 1] = id
   end
-  at = at + width
+  a = a + width
 end
-for first = 1, #ids, 1000 do
-  redis.call(push, KEYS[2], unpack(ids, first, math.min(first + 999, #ids)))
-end
+call_with_all(push, KEYS[2], ids)
 return #ids

@@ -1,45 +1,37 @@
 #!lua flags=allow-oom
 -- Marks claimed jobs as started, with the records that RQ keeps of an execution.
--- KEYS: 1 claims of this node, 2 RQ's executions of this worker, 3.. the job hash of each job
--- ARGV: 1 node, 2 RQ's key prefix, 3 time now as RQ writes it, 4 seconds until RQ may take the
---       executions for abandoned, then for each job: id, execution, queue, time of start
--- Returns: the ids whose claim is gone, or about whose job somebody decided otherwise meanwhile
--- A key of another type costs no more than what would be written there.
--- What lacks a right fails, so that somebody gives it.
-local function call(...)
-  local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
-    error(reply)
-  end
-  return reply
-end
-local node, prefix, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local epoch = tonumber(redis.call('TIME')[1])
+-- KEYS[1]  hash   rq:farpool:claims:NODE      job id -> "c|s|x EXECUTION QUEUE"
+-- KEYS[2]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
+-- KEYS[3+] hash   rq:job:ID                   each job
+-- ARGV[1]  RQ's key prefix
+-- ARGV[2]  node
+-- ARGV[3]  time now, as RQ writes it
+-- ARGV[4]  seconds until RQ may take the executions for abandoned
+-- ARGV[5+] for each job: id, execution, queue, time of its start
+-- Returns {id of a job whose claim is gone, or about which somebody decided otherwise, ...}
+local prefix, node, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local FIRST_KEY, FIRST, WIDTH = 3, 5, 4
+local epoch = math.floor(server_time())
 local gone = {}
-local at = 5
-for k = 3, #KEYS do
-  local id, execution, queue, started = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  at = at + 4
-  local claim = call('HGET', KEYS[1], id)
-  local status = call('HGET', KEYS[k], 'status')
-  local wanted = status == 'queued' or status == 'started'
-  if claim == 'c ' .. execution .. ' ' .. queue and wanted then
+for k = FIRST_KEY, #KEYS do
+  local job, a = KEYS[k], FIRST + (k - FIRST_KEY) * WIDTH
+  local id, execution, queue, started = unpack(ARGV, a, a + WIDTH - 1)
+  local rest = execution .. ' ' .. queue
+  local claim = redis.call('HGET', KEYS[1], id)
+  local status = call('HGET', job, 'status')
+  local wanted = status == QUEUED or status == STARTED
+  if claim == IS_CLAIMED .. rest and wanted then
+    redis.call('HSET', KEYS[1], id, IS_STARTED .. rest)
+    call('HSET', job, 'status', STARTED, 'started_at', started, 'last_heartbeat', now,
+      'worker_name', node)
     local member = id .. ':' .. execution
-    call('HSET', KEYS[1], id, 's ' .. execution .. ' ' .. queue)
-    call('HSET', KEYS[k], 'status', 'started', 'started_at', started,
-      'last_heartbeat', now, 'worker_name', node)
-    call('ZADD', prefix .. ':wip:' .. queue, epoch + ttl, member)
-    local key = prefix .. ':execution:' .. member
-    call('HSET', key, 'id', execution, 'job_id', id, 'created_at', epoch,
-      'last_heartbeat', epoch, 'worker_name', node)
-    call('EXPIRE', key, ttl)
-    local executions = prefix .. ':executions:' .. id
-    call('ZADD', executions, epoch + ttl + 60, execution)
-    call('EXPIRE', executions, ttl + 60)
+    call('HSET', prefix .. ':execution:' .. member, 'id', execution, 'job_id', id,
+      'created_at', epoch, 'worker_name', node)
+    keep_execution(prefix, id, execution, queue, epoch, ttl, 'CH')
     call('SADD', KEYS[2], member)
-  elseif claim ~= 's ' .. execution .. ' ' .. queue or not wanted then
+  elseif claim ~= IS_STARTED .. rest or not wanted then
     gone[#gone + 1] = id
   end
 end
-call('EXPIRE', KEYS[2], ttl + 60)
+call('EXPIRE', KEYS[2], ttl + EXECUTIONS_SECONDS)
 return gone

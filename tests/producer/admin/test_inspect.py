@@ -6,9 +6,9 @@ from fakeredis import FakeRedis
 from rq import Queue
 from rq.registry import FailedJobRegistry
 
-from farpool.producer.admin.inspect import NodeInfo, overview
+from farpool.producer.admin.inspect import overview
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.viewers import NodeInfo, ViewerBroker
 from tests.support import tasks
 from tests.support.transitions import give_lease
 
@@ -20,7 +20,7 @@ def test_an_empty_server() -> None:
 
 def test_live_nodes_and_jobs_by_state() -> None:
     client = FakeRedis()
-    broker = Broker(client)
+    broker = ViewerBroker(client)
     for name, lease in (("b", 60), ("a", 60), ("lost", -1)):
         client.hset(
             keys.worker(name),
@@ -43,7 +43,7 @@ def test_live_nodes_and_jobs_by_state() -> None:
 
 
 def test_processes_are_those_of_live_nodes_that_serve_the_queue() -> None:
-    broker = Broker(FakeRedis())
+    broker = ViewerBroker(FakeRedis())
     for name, queues, processes in (("a", "high,low", 2), ("b", "low", 3)):
         broker.client.hset(keys.worker(name), "queues", queues)
         give_lease(broker.client, name, 60, processes)

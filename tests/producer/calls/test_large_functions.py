@@ -15,7 +15,7 @@ from farpool.producer.backends.local import LocalBackend
 from farpool.producer.session.keepalive import KeepAlive
 from farpool.shared import keys
 from farpool.shared.child import functions
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.producers import ProducerBroker
 from tests.support import tasks
 from tests.support.waiting import wait_for
 
@@ -79,7 +79,7 @@ def test_it_is_there_again_after_the_lease_had_ended(url: str, node: object, cli
 
 
 def test_a_lease_that_has_ended_takes_nothing_along(url: str, client: Redis) -> None:
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     lease = KeepAlive(broker, "5e55", 60)
     first = lease.store("a", b"first")
     client.delete(keys.session("5e55"))

@@ -15,15 +15,15 @@ from farpool.producer.session.session import Session
 from farpool.shared import keys
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.records import NewJob, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect
+from farpool.shared.redis.producers import ProducerBroker
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
 
 def test_what_a_task_printed_comes_before_its_result(node: NodeProcess, client: Redis) -> None:
     shown: list[str] = []
-    session = Session(Broker(client), on_output=lambda host, pid, text: shown.append(text))
+    session = Session(ProducerBroker(client), on_output=lambda host, pid, text: shown.append(text))
     job = NewJob(
         session.new_id(), payload.dumps(("tests.support.tasks.say", None, ("hello",), {})), "say()"
     )
@@ -39,7 +39,7 @@ def test_what_a_task_printed_comes_before_its_result(node: NodeProcess, client: 
 def test_a_wake_up_before_the_first_look_is_seen(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = Broker(client)
+    broker = ProducerBroker(client)
     session = Session(broker, keep=False)
     broker.announce_nothing(session.id)
     seen: list[object] = []
@@ -74,7 +74,7 @@ def test_output_that_cannot_be_shown_costs_no_result(node: NodeProcess, url: str
         shown.append(pid)
         raise BrokenPipeError
 
-    broker = Broker(connect(url))
+    broker = ProducerBroker(connect(url))
     session = Session(broker, keep=False, on_output=show)
     data = payload.dumps(("tests.support.tasks.say", None, ("hello",), {}))
     jobs = [NewJob(session.new_id(), data, "say()") for _ in range(2)]

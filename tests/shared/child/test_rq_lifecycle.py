@@ -16,8 +16,8 @@ from farpool.shared import keys
 from farpool.shared.child import rq_lifecycle
 from farpool.shared.child.current_job import connection
 from farpool.shared.errors import FarpoolError
-from farpool.shared.redis.broker import Broker
 from tests.support import tasks
+from tests.support.broker import Broker
 from tests.support.transitions import complete, completion, give_lease, start, take
 
 Run = Callable[[Job], None]

@@ -6,15 +6,12 @@ import contextlib
 import pickle
 
 import pytest
-from fakeredis import FakeRedis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from farpool.shared import keys
 from farpool.shared.errors import PayloadError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.records import Tag, claim_of
-from farpool.shared.redis.broker import Broker
 from tests.support import odd
 
 texts = st.one_of(st.binary(max_size=30), st.from_regex(rb"[0-9a-f]* [dcolmx]* \d* [\d.]*"))
@@ -83,17 +80,3 @@ def test_compressed_data_is_whole_or_refused(data: bytes) -> None:
         assert payload.decompress(data) == data
     with pytest.raises(PayloadError):
         payload.decompress(b"\x78" + data[:5])
-
-
-claims = st.one_of(st.binary(max_size=12), st.from_regex(rb"[csx] [a-f0-9 ]{0,3} .{0,3}"))
-
-
-@given(st.dictionaries(st.binary(max_size=6), claims, max_size=6))
-def test_what_a_node_holds_is_what_can_be_read(held: dict[bytes, bytes]) -> None:
-    broker = Broker(FakeRedis())
-    broker.client.hset(keys.claims("a"), mapping={"good": "c x Ä b", **held})  # type: ignore[dict-item]
-    found = broker.claimed("a")
-    assert found.pop("good") == ("x", "Ä b")
-    assert all(name.encode() in held for name in found)
-    assert all(f"{x} {queue}".encode() in held[i.encode()] for i, (x, queue) in found.items())
-    assert sum(broker.claimed_by_queue(["a"]).values()) == len(found) + 1

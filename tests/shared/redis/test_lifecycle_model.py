@@ -92,7 +92,7 @@ def call(machine: Lifecycle, name: str, after: str, tag: Tag, taken: Any) -> Non
             machine.fall_silent("a")
             machine.recover("b", "a", 2, False)
             machine.complete(taken, taken, False)
-        case "Broker.cancel":
+        case "ProducerBroker.cancel":
             machine.cancel_chunk(0)
         case "Job.cancel":
             machine.cancel(0)
@@ -104,7 +104,7 @@ def call(machine: Lifecycle, name: str, after: str, tag: Tag, taken: Any) -> Non
             machine.expire(0)
 
 
-CHUNKS_ONLY = ("complete_chunks.lua", "Broker.cancel")
+CHUNKS_ONLY = ("complete_chunks.lua", "ProducerBroker.cancel")
 OF_TAG = {
     # Of a chunk, and of what has one attempt only.
     (False, False): TAGS[0], (True, False): LEASED, (False, True): TAGS[4], (True, True): TAGS[5],
@@ -134,7 +134,8 @@ def test_each_transition_of_the_document_is_one(client: Redis, transition: Trans
 def test_the_document_names_each_script_and_state() -> None:
     calls = {name for _, name, _ in documented()}
     scripts = {path.name for path in (ROOT / "shared" / "redis" / "scripts").glob("*.lua")}
-    assert calls - {"Broker.cancel", "Job.cancel", "Job.delete", "expiry"} == scripts - {
+    assert calls - {"ProducerBroker.cancel", "Job.cancel", "Job.delete", "expiry"} == scripts - {
+        "prelude.lua",
         "heartbeat.lua",
         "register.lua",
         "unregister.lua",

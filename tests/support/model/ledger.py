@@ -12,8 +12,8 @@ from rq.registry import StartedJobRegistry
 
 from farpool.shared import keys
 from farpool.shared.records import Claim, Tag
-from farpool.shared.redis.broker import Broker
 from farpool.worker.registration import Fence, Registration
+from tests.support.broker import Broker
 from tests.support.model.lifecycle import Expected, Transition, documented
 from tests.support.transitions import held
 

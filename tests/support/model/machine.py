@@ -13,9 +13,10 @@ from rq.job import Job
 
 from farpool.shared import keys
 from farpool.shared.errors import ConfigError
-from farpool.shared.records import Claim, Completion, NewJob, Tag
-from farpool.shared.redis.broker import LeaseEndedError, NotRegisteredError
-from farpool.shared.redis.failed import FailedBroker
+from farpool.shared.records import Claim, Completion, How, NewJob, Tag
+from farpool.shared.redis.failed_jobs import FailedJobs
+from farpool.shared.redis.nodes import NotRegisteredError
+from farpool.shared.redis.producers import LeaseEndedError
 from farpool.worker.registration import Fence, Registration
 from tests.support.model.ledger import ATTEMPTS, LEASED, NODES, QUEUE, REGISTRIES, TAGS, Ledger
 from tests.support.model.lifecycle import Expected
@@ -92,7 +93,7 @@ class Lifecycle(Ledger):
         if name is not None:
             for _ in range(2):
                 self.broker.cancel(QUEUE, [name])
-            self.vanish(name, "Broker.cancel")
+            self.vanish(name, "ProducerBroker.cancel")
 
     # --- nodes -----------------------------------------------------------------------------
 
@@ -115,13 +116,13 @@ class Lifecycle(Ledger):
                 self.note(name, "claim.lua")
             elif job.status is not None:
                 wanted.append(name)
-        assert [claim.id for claim in found] == wanted
-        for claim in found:
+        assert [claim.id for claim in found.claims] == wanted
+        for claim in found.claims:
             job = self.jobs[claim.id]
             job.holder, job.execution = node, claim.execution
             assert claim.tag == job.tag
             self.note(claim.id, "claim.lua")
-        return multiple(*((node, claim) for claim in found))
+        return multiple(*((node, claim) for claim in found.claims))
 
     @rule(taken=claims)
     def start(self, taken: tuple[str, Claim]) -> None:
@@ -145,18 +146,16 @@ class Lifecycle(Ledger):
         for number, (_, claim) in enumerate([taken, other]):
             job = self.jobs[claim.id]
             # Nobody has a result of what was lost with its last attempt.
-            how = "chunk" if job.tag.chunk else "failed" if failed or job.exhausted else "ok"
+            how: How = "failed" if failed or job.exhausted else "ok"
             outcome = f"{claim.execution} {number}".encode()
+            tagged = claim._replace(tag=job.tag)
             completions.append(
-                Completion(
-                    claim.id, claim.execution, claim.queue, how, 1.0, 2.0, b"", job.tag, outcome,
-                    outcome,
-                )
-            )  # fmt: skip
+                Completion(tagged, "chunk" if job.tag.chunk else how, 1.0, 2.0, outcome, outcome)
+            )
         # Chunks are sent apart, before the others.
         for sent in sorted(completions, key=lambda sent: sent.how != "chunk"):
-            job = self.jobs[sent.id]
-            if (job.holder, job.execution) != (node, sent.execution):
+            job = self.jobs[sent.claim.id]
+            if not self.holds(node, sent.claim):
                 stale += 1
                 continue
             job.let_go()
@@ -166,8 +165,8 @@ class Lifecycle(Ledger):
             else:
                 stale += 1
             call = "complete_chunks.lua" if sent.how == "chunk" else "complete.lua"
-            self.note(sent.id, call)
-        groups = [[c for c in completions if c.tag == tag] for tag in TAGS]
+            self.note(sent.claim.id, call)
+        groups = [[c for c in completions if c.claim.tag == tag] for tag in TAGS]
         assert sum(record(self.broker, node, *group) for group in groups if group) == stale
 
     @rule(taken=claims, other=claims, lost=st.booleans())
@@ -310,8 +309,9 @@ class Lifecycle(Ledger):
         failed = [name for name, job in self.jobs.items() if job.status == "failed"]
         if failed:
             name = failed[number % len(failed)]
-            taken = [FailedBroker(self.client).take_out("requeue", [name]) for _ in range(times)]
-            assert taken == [({}, []), ({name: "queued"}, [])][:times]
+            refused = [FailedJobs(self.client).requeue([name]) for _ in range(times)]
+            statuses = [[error.status for error in errors] for errors in refused]
+            assert statuses == [[], ["queued"]][:times]
             job = self.jobs[name]
             job.status, job.attempts = "queued", 0
             job.before, job.outcomes = job.before + job.outcomes, []

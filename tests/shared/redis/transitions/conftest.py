@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from farpool.shared.redis.broker import Broker
 from farpool.worker.registration import Registration
+from tests.support.broker import Broker
 from tests.support.transitions import FENCE, QUEUES, held
 
 

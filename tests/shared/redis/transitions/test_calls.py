@@ -10,8 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from farpool.shared import keys
-from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import connect
+from tests.support.broker import Broker
 from tests.support.transitions import (
     FENCE,
     add,
@@ -60,7 +60,7 @@ def test_calls_on_their_way_survive_a_flush_of_scripts(
     calls = [ask(broker, limit=1) for _ in range(2)]
     if flushed == "after":
         client.script_flush()
-    taken = [claim for call in calls for claim in call.result() or []]
+    taken = [claim for call in calls if (found := call.result()) for claim in found.claims]
     assert sorted(ids(taken)) == ["b", "c"]
     if flushed == "before":
         client.script_flush()
@@ -84,7 +84,9 @@ def test_every_call_gives_its_connection_back(narrow: Broker, client: Redis) -> 
     call = ask(narrow)
     with pytest.raises(RedisError):
         narrow.client.ping()
-    claims = call.result() or []
+    claimed = call.result()
+    assert claimed is not None
+    claims = claimed.claims
     assert ids(claims) == "ab"
     client.script_flush()
     assert complete(narrow, "a", completion(claims[0])) == 0

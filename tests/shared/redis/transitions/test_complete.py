@@ -13,9 +13,9 @@ from rq.results import Result
 
 from farpool.shared import keys
 from farpool.shared.defaults import ABANDONED_SECONDS, RESULT_SECONDS
-from farpool.shared.records import Tag
-from farpool.shared.redis.broker import Broker
+from farpool.shared.records import How, Tag
 from tests.support import tasks
+from tests.support.broker import Broker
 from tests.support.transitions import (
     CHUNK,
     FENCE,
@@ -133,7 +133,7 @@ def test_rq_counts_what_a_node_has_done(broker: Broker, client: Redis) -> None:
 def test_the_first_of_several_completions_wins(broker: Broker, client: Redis, tag: Tag) -> None:
     add(broker, "j", tag=tag)
     [claim] = take(broker)
-    how = "chunk" if tag.chunk else "ok"
+    how: How = "chunk" if tag.chunk else "ok"
     first, second = completion(claim, 1, how), completion(claim, 2, "failed")
     assert complete(broker, "a", first, second, first) == 2
     before = everything(client)
@@ -174,7 +174,7 @@ def test_a_claim_that_was_lost_records_nothing(
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("how", ["ok", "failed"])
 def test_a_job_that_was_called_off_has_no_outcome(
-    broker: Broker, client: Redis, end: Callable[[Redis, str], None], started: bool, how: str
+    broker: Broker, client: Redis, end: Callable[[Redis, str], None], started: bool, how: How
 ) -> None:
     add(broker, "j", tag=SESSION)
     [claim] = take(broker)
@@ -190,7 +190,7 @@ def test_a_job_that_was_called_off_has_no_outcome(
 
 
 @pytest.mark.parametrize("how", ["ok", "failed"])
-def test_outcomes_are_kept_as_long_as_they_should(broker: Broker, client: Redis, how: str) -> None:
+def test_outcomes_are_kept_as_long_as_they_should(broker: Broker, client: Redis, how: How) -> None:
     add(broker, "ab")
     short, endless = take(broker)
     complete(
@@ -246,7 +246,7 @@ def test_a_job_whose_keys_are_not_rqs_takes_no_other_along(broker: Broker, clien
 @pytest.mark.parametrize("ttl", [b"0", b"20"])
 @pytest.mark.parametrize("how", ["ok", "failed"])
 def test_jobs_on_which_others_depend_are_told(
-    broker: Broker, client: Redis, how: str, ttl: bytes
+    broker: Broker, client: Redis, how: How, ttl: bytes
 ) -> None:
     queue = rq.Queue("low", connection=client)
     parent = queue.enqueue(tasks.add, 1)

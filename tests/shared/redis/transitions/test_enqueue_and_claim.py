@@ -11,8 +11,10 @@ from rq import Callback, Retry, suspension
 
 from farpool.shared import keys
 from farpool.shared.records import Claim, NewJob, Tag
-from farpool.shared.redis.broker import Broker, LeaseEndedError, NotRegisteredError
+from farpool.shared.redis.nodes import NotRegisteredError
+from farpool.shared.redis.producers import LeaseEndedError
 from tests.support import tasks
+from tests.support.broker import Broker
 from tests.support.transitions import (
     CALL,
     CHUNK,

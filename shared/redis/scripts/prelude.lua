@@ -1,0 +1,112 @@
+-- The helpers of all scripts: the loader (script.py) inserts this file after each one's flags line.
+
+-- RQ's statuses of a job.
+local QUEUED, STARTED, FINISHED, FAILED = 'queued', 'started', 'finished', 'failed'
+local STOPPED, CANCELED = 'stopped', 'canceled'
+-- How the claim of a job begins, which goes on "EXECUTION QUEUE": exhausted is one that has no
+-- attempt left and is to be failed.
+local IS_CLAIMED, IS_STARTED, IS_EXHAUSTED = 'c ', 's ', 'x '
+-- How much of a fence says whose it is; also in worker/registration.py.
+local OWNER_DIGITS = 12
+-- How much longer RQ keeps a list of executions than what is in it.
+local EXECUTIONS_SECONDS = 60
+-- Lua's stack has no room for more arguments of one call.
+local MOST_ARGUMENTS = 1000
+
+-- Calls a command for a key that others write too. A key of another type is tolerated: a script
+-- that fails halfway would lose jobs. Missing ACL rights do raise, so that an operator notices.
+local function call(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+    error(reply)
+  end
+  return reply
+end
+
+-- Calls a command that takes any number of arguments after its key.
+local function call_with_all(command, key, arguments)
+  for first = 1, #arguments, MOST_ARGUMENTS do
+    local last = math.min(first + MOST_ARGUMENTS - 1, #arguments)
+    redis.call(command, key, unpack(arguments, first, last))
+  end
+end
+
+local function server_time()
+  local now = redis.call('TIME')
+  return tonumber(now[1]) + tonumber(now[2]) / 1e6
+end
+
+local function same_owner(fence, other)
+  return string.sub(fence, 1, OWNER_DIGITS) == string.sub(other, 1, OWNER_DIGITS)
+end
+
+-- Reads the tag that a producer of ours has given a job (`Tag` in shared/records.py); nil if there
+-- is none. A newer protocol may add flags, and words at the end.
+local tags = {}
+local function read_tag(text)
+  if not text or text == '' then
+    return nil
+  end
+  local tag = tags[text]
+  if not tag then
+    local protocol, rest = string.match(text, '^(%d%d?%d?%d?) (.*)$')
+    local session, flags, attempts =
+      string.match((rest or '') .. ' ', '^([0-9a-f]*) ([a-z]*) (%d+) %d+%.?%d* ')
+    tag = {
+      protocol = tonumber(protocol) or 0,
+      session = session or '',
+      leased = flags and string.find(flags, 'l', 1, true),
+      once = flags and string.find(flags, 'm', 1, true),
+      attempts = tonumber(attempts) or 0,
+    }
+    tags[text] = tag
+  end
+  return tag
+end
+
+-- Charges a job an attempt, with `default` for those that its producer said nothing of; returns
+-- whether it has none left.
+local function charge(job, tag, default)
+  local allowed = tag and tag.attempts > 0 and tag.attempts or default
+  local attempts = call('HINCRBY', job, 'farpool_attempts', 1)
+  -- An error means that somebody has written something else there.
+  return type(attempts) == 'table' or attempts >= allowed
+end
+
+-- Keeps RQ's records of an execution for `ttl` seconds. `only` is an option of ZADD: 'XX' to renew
+-- those that are still there, 'CH' to add them too.
+local function keep_execution(prefix, id, execution, queue, epoch, ttl, only)
+  local member = id .. ':' .. execution
+  local record, executions = prefix .. ':execution:' .. member, prefix .. ':executions:' .. id
+  call('HSET', record, 'last_heartbeat', epoch)
+  call('EXPIRE', record, ttl)
+  call('ZADD', prefix .. ':wip:' .. queue, only, epoch + ttl, member)
+  call('ZADD', executions, only, epoch + ttl + EXECUTIONS_SECONDS, execution)
+  call('EXPIRE', executions, ttl + EXECUTIONS_SECONDS)
+end
+
+-- Removes RQ's records of an execution; returns whether RQ's registry still had it.
+local function end_execution(prefix, id, execution, queue, of_worker)
+  local member = id .. ':' .. execution
+  local known = call('ZREM', prefix .. ':wip:' .. queue, member)
+  call('DEL', prefix .. ':execution:' .. member)
+  call('ZREM', prefix .. ':executions:' .. id, execution)
+  call('SREM', of_worker, member)
+  return known ~= 0
+end
+
+-- Whether RQ's code has ended an execution that its registry has no more, and put the job where it
+-- belongs: it is in a queue then only if RQ retries or repeats it.
+local function ended_by_rq(job, status)
+  if status == QUEUED or status == STARTED then
+    local again = call('HMGET', job, 'retries_left', 'repeats_left', 'number_of_retries')
+    return again[1] or again[2] or again[3]
+  end
+  return status == FINISHED or status == FAILED
+end
+
+-- Puts a job back at the head of its queue; false if that is no list, so that it must stay claimed.
+local function put_back(prefix, id, queue)
+  call('HSET', prefix .. ':job:' .. id, 'status', QUEUED)
+  return type(call('LPUSH', prefix .. ':queue:' .. queue, id)) == 'number'
+end
