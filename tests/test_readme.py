@@ -29,7 +29,6 @@ PROGRAMS = programs()
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="map_async(detached=True) is typed as MapResult, which has no `id`")
 def test_types(tmp_path: Path) -> None:
     for name, program in PROGRAMS.items():
         (tmp_path / f"{name}.py").write_text(program)

@@ -34,6 +34,9 @@ class AsyncResult:
         error_callback: called with the exception instead if the call has failed.
     """
 
+    id = ""
+    """The id by which `farpool.attach` finds a detached call; empty for any other."""
+
     def __init__(self, callback: Callback = None, error_callback: Callback = None) -> None:
         self._sent = 0
         self._owner: object = None

@@ -14,6 +14,7 @@ from farpool.producer.results.imap import IMapIterator
 from tests.support.nodes import ROOT
 
 PROGRESS = {"done", "failed", "running"}
+MORE = {"cancel", "id"}
 
 
 def public(thing: object) -> set[str]:
@@ -23,9 +24,9 @@ def public(thing: object) -> set[str]:
 @pytest.mark.parametrize(
     ("ours", "theirs", "more"),
     [
-        (farpool.AsyncResult, multiprocessing.pool.AsyncResult, {"cancel"}),
-        (farpool.MapResult, multiprocessing.pool.MapResult, {"cancel", *PROGRESS}),
-        (farpool.DetachedResult, multiprocessing.pool.MapResult, {"cancel", *PROGRESS}),
+        (farpool.AsyncResult, multiprocessing.pool.AsyncResult, MORE),
+        (farpool.MapResult, multiprocessing.pool.MapResult, MORE | PROGRESS),
+        (farpool.DetachedResult, multiprocessing.pool.MapResult, MORE | PROGRESS),
         (IMapIterator, multiprocessing.pool.IMapIterator, {"close"}),
         (farpool.Pool, multiprocessing.pool.Pool, {"istarmap", "processes"}),
         (farpool.Job, RQJob, {"get"}),
