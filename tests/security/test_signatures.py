@@ -208,7 +208,7 @@ def test_a_result_that_was_altered_is_not_unpickled(
             job.get(20)
         stored = farpool.Job.fetch(job.id, connection=client)
         if place == "stream":
-            with pytest.raises(SignatureError, match="refused where nothing is signed"):
+            with pytest.raises(SignatureError, match="refused because it is not signed"):
                 stored.return_value()
     assert not mark.exists()
 
