@@ -48,7 +48,7 @@ def client() -> Redis:
     if isinstance(job, CurrentJob):
         return connection(job._url)
     if job is None:
-        raise RuntimeError("only a task of a server has a connection to it")
+        raise RuntimeError("no task of a server is running here")
     return job.connection
 
 

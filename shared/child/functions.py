@@ -64,7 +64,9 @@ def read(reference: Reference) -> bytes:
         case ("session", session, field, digest):
             data = current_job.client().hget(keys.session(session), field)
             if data is not None and digest and digest != signer.digest(data):
-                raise SignatureError("the function of the call was altered on the server: it is refused")
+                raise SignatureError(
+                    "the function of the call was altered on the server: it is refused"
+                )
     if data is None:
         raise PayloadError("the function of the call was removed, because the call has ended")
     return cast(bytes, data)
