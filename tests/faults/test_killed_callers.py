@@ -67,8 +67,9 @@ def test_a_living_caller_keeps_what_waits(
 
 
 def test_a_server_that_lost_the_lease_gets_another(
-    node: NodeProcess, url: str, client: Redis
+    start_node: Callable[..., NodeProcess], url: str, client: Redis
 ) -> None:
+    start_node()
     with Pool(url=url) as pool:
         assert pool.apply(tasks.square, (3,)) == 9
         client.flushall()

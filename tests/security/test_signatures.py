@@ -42,6 +42,12 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def node(start_node: Start) -> NodeProcess:
+    """One that has the secret."""
+    return start_node()
+
+
+@pytest.fixture
 def mark(tmp_path: Path) -> Path:
     """What no test may find afterwards."""
     return tmp_path / "unpickled"

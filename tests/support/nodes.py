@@ -11,8 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+<<<<<<< HEAD
 from farpool.producer.admin.inspect import overview
 from farpool.shared.redis.connection import URL_VARIABLE, connect
+=======
+from farpool.shared.broker import Broker
+from farpool.shared.connection import URL_VARIABLE, connect
+>>>>>>> b57e91b (wip: one node for many tests)
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +47,15 @@ class NodeProcess:
             flag = f"--{name.replace('_', '-')}"
             command += [flag] if value is True else [flag, str(value)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._forgotten = 0
+        self._scratch = tempfile.TemporaryDirectory()
         self._client = connect(seen_from or url)
-        known = {found.name for found in overview(self._client).nodes}
+        known = self._live()
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        own = {URL_VARIABLE: url, "PYTHONPATH": path, "TMPDIR": self._scratch.name}
         self.process = subprocess.Popen(
             command,
-            env=os.environ | {URL_VARIABLE: url, "PYTHONPATH": path},
+            env=os.environ | own,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -55,11 +63,14 @@ class NodeProcess:
         self.name = ""
 
         def registered() -> bool:
-            new = {found.name for found in overview(self._client).nodes} - known
+            new = self._live() - known
             self.name = next(iter(new), "")
             return bool(new) or self.process.poll() is not None
 
-        wait_for(registered, 30)
+        wait_for(registered)
+
+    def _live(self) -> set[str]:
+        return {name for name, left in Broker(self._client).leases().items() if left > 0}
 
     @property
     def pid(self) -> int:
@@ -69,8 +80,15 @@ class NodeProcess:
     @property
     def output(self) -> str:
         """What the node has logged so far."""
-        self._log.seek(0)
-        return self._log.read().decode()
+        # Not `read`, which would move the place where the node writes, too.
+        return os.pread(self._log.fileno(), self._logged(), self._forgotten).decode()
+
+    def _logged(self) -> int:
+        return os.fstat(self._log.fileno()).st_size
+
+    def forget_output(self) -> None:
+        """Let `output` be what the node logs from now on."""
+        self._forgotten = self._logged()
 
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to the parent process."""
@@ -97,3 +115,7 @@ class NodeProcess:
                 print(f"node {self.name} did not stop; it had logged:\n{self.output}")
         self._client.close()
         self._log.close()
+        left = os.listdir(self._scratch.name)
+        self._scratch.cleanup()
+        # Who is killed cannot clean up.
+        assert self.process.returncode < 0 or not left, f"left in the temporary folder: {left}"
