@@ -11,13 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-<<<<<<< HEAD
-from farpool.producer.admin.inspect import overview
+from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import URL_VARIABLE, connect
-=======
-from farpool.shared.broker import Broker
-from farpool.shared.connection import URL_VARIABLE, connect
->>>>>>> b57e91b (wip: one node for many tests)
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Self
+from typing import Any, Self
 
 from redis import Redis
 
 from farpool import Pool
 from farpool.shared import keys
-from farpool.shared.connection import connect
-from farpool.shared.server import EmbeddedServer
+from farpool.shared.redis.connection import connect
+from farpool.shared.server.embedded import EmbeddedServer
 from tests.support.leaks import descendants, leaked_keys
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
@@ -29,12 +29,10 @@ class SharedNode:
 
     def _start(self) -> None:
         self.server = self._stack.enter_context(EmbeddedServer())
-        self.client: Redis = self._stack.enter_context(
-            contextlib.closing(connect(self.server.url))
-        )
+        self.client: Redis = self._stack.enter_context(contextlib.closing(connect(self.server.url)))
         self.node = self._stack.enter_context(NodeProcess(self.server.url, processes=PROCESSES))
         self._probe()
-        self._own = set(self.client.keys())
+        self._own: set[Any] = set(self.client.keys())
 
     def _probe(self) -> None:
         with Pool(url=self.server.url) as pool:
