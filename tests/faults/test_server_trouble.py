@@ -25,6 +25,8 @@ from tests.support.load import Load
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("processes")]
+
 
 def answers(client: Redis) -> bool:
     with contextlib.suppress(RedisError, OSError):

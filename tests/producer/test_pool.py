@@ -203,6 +203,7 @@ def test_a_failing_initializer_fails_the_work(where: str | None) -> None:
         pool.map(tasks.square, [1])
 
 
+@pytest.mark.usefixtures("processes")
 def test_maxtasksperchild_replaces_processes() -> None:
     with Pool(1, maxtasksperchild=1) as pool:
         assert len({pool.apply(tasks.pid) for _ in range(3)}) == 3

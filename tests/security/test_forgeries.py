@@ -26,6 +26,8 @@ from tests.support.nodes import NodeProcess
 from tests.support.programs.bomb import Bomb
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-secret-of-this-test-alone"
 Start = Callable[..., NodeProcess]
 

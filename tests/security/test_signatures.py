@@ -31,6 +31,8 @@ from tests.support.programs.bomb import Bomb
 from tests.support.stock import run_rq
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 KEY = "a secret of this test alone".replace(" ", "-")
 OTHER = "somebody else's secret".replace(" ", "-")
 Start = Callable[..., NodeProcess]
