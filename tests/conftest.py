@@ -25,7 +25,7 @@ from farpool.shared.server.embedded import EmbeddedServer, find_server_binary
 from farpool.shared.signing.signer import FILE_VARIABLE, SECRET_VARIABLE
 from tests.support.leaks import leaked_keys
 from tests.support.nodes import NodeProcess
-from tests.support.shared_node import SharedNode
+from tests.support.shared_node import SECRET, SharedNode
 from tests.support.waiting import wait_for
 
 CLUSTER = "cluster"
@@ -137,16 +137,28 @@ def shared_node() -> Iterator[SharedNode]:
         yield shared
 
 
+@pytest.fixture(scope="session")
+def signing_node() -> Iterator[SharedNode]:
+    """The same with a secret, for tests that set it as theirs, too."""
+    with SharedNode(SECRET) as shared:
+        yield shared
+
+
 @pytest.fixture
 def url(request: pytest.FixtureRequest, processes: None) -> Iterator[str]:
     """Url of a server that holds nothing but what `node` needs if the test uses that.
 
     Checked afterwards for keys that were left behind.
     """
-    if uses_shared_node(request):
-        shared: SharedNode = request.getfixturevalue("shared_node")
-        yield shared.server.url
-        left = shared.renew()
+    parameters = getattr(request.node, "callspec", None)
+    on_cluster = parameters is not None and parameters.params.get("where") == CLUSTER
+    used = {*request.fixturenames, *(["shared_node"] if on_cluster else [])}
+    for name in ("shared_node", "signing_node"):
+        if name in used:
+            shared: SharedNode = request.getfixturevalue(name)
+            yield shared.server.url
+            left = shared.renew()
+            break
     else:
         server: EmbeddedServer = request.getfixturevalue("embedded")
         with contextlib.closing(connect(server.url)) as client:
@@ -155,14 +167,6 @@ def url(request: pytest.FixtureRequest, processes: None) -> Iterator[str]:
             left = leaked_keys(client)
             client.flushall()
     assert not left, f"left at the server: {left}"
-
-
-def uses_shared_node(request: pytest.FixtureRequest) -> bool:
-    """Whether the test uses `node` as it stands here, or `where` on a cluster."""
-    parameters = getattr(request.node, "callspec", None)
-    return "shared_node" in request.fixturenames or (
-        parameters is not None and parameters.params.get("where") == CLUSTER
-    )
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_cpythons_tests_pass(where: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert " 0 failed, 0 skipped" in ended.stdout

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,6 +89,15 @@ class NodeProcess:
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to the parent process."""
         self.process.send_signal(signum)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the parent process from running meanwhile, so that it takes no job."""
+        self.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.send(signal.SIGCONT)
 
     def wait(self, timeout: float = 30) -> int:
         """Wait for the node's end; returns its exit status."""

@@ -5,34 +5,53 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any, Self
 
+import pytest
 from redis import Redis
 
 from farpool import Pool
 from farpool.shared import keys
 from farpool.shared.redis.connection import connect
 from farpool.shared.server.embedded import EmbeddedServer
+from farpool.shared.signing.signer import SECRET_VARIABLE
 from tests.support.leaks import descendants, leaked_keys
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
 PROCESSES = 2
+SECRET = "a-secret-of-the-tests-alone"
 
 
 class SharedNode:
-    """The node and its server, both restarted once a test has done them harm."""
+    """The node and its server, both restarted once a test has done them harm.
 
-    def __init__(self) -> None:
+    Args:
+        secret: that of the node, if it is to have one.
+    """
+
+    def __init__(self, secret: str = "") -> None:
+        self._secret = secret
         self._stack = contextlib.ExitStack()
         self._start()
 
     def _start(self) -> None:
-        self.server = self._stack.enter_context(EmbeddedServer())
-        self.client: Redis = self._stack.enter_context(contextlib.closing(connect(self.server.url)))
-        self.node = self._stack.enter_context(NodeProcess(self.server.url, processes=PROCESSES))
-        self._probe()
+        enter = self._stack.enter_context
+        self.server = enter(EmbeddedServer())
+        self.client: Redis = enter(contextlib.closing(connect(self.server.url)))
+        with self._environment():
+            self.node = enter(NodeProcess(self.server.url, processes=PROCESSES))
+            self._probe()
         self._own: set[Any] = set(self.client.keys())
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv(SECRET_VARIABLE, raising=False)
+            if self._secret:
+                patch.setenv(SECRET_VARIABLE, self._secret)
+            yield
 
     def _probe(self) -> None:
         with Pool(url=self.server.url) as pool:
@@ -54,7 +73,8 @@ class SharedNode:
             left = leaked_keys(self.client, self._own)
             for key in set(self.client.keys()) - self._own:
                 self.client.unlink(key)
-            self._probe()
+            with self._environment():
+                self._probe()
             nodes = self.client.zrange(keys.NODES, 0, -1)
             assert nodes == [self.node.name.encode()], f"nodes are {nodes}"
             assert set(self.client.keys()) == self._own
