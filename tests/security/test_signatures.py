@@ -322,7 +322,8 @@ def test_keys_change_while_nodes_and_producers_run(
     url: str, start_node: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SECRET_VARIABLE, f"{SECRET} {OTHER}")
-    assert "runs only what is signed with the secret; keys: 2" in start_node().output
+    node = start_node()
+    wait_for(lambda: "runs only what is signed with the secret; keys: 2" in node.output)
     for known in (SECRET, f"{OTHER} {SECRET}"):
         monkeypatch.setenv(SECRET_VARIABLE, known)
         with Pool(url=url) as pool:
