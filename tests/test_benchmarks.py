@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.nodes import ROOT
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.mark.slow
 def test_every_measurement_runs() -> None:

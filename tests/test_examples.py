@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from farpool.shared.redis.connection import URL_VARIABLE
 from tests.support.nodes import ROOT, NodeProcess
+
+pytestmark = pytest.mark.usefixtures("processes")
 
 SQUARES = "[1, 4, 9, 16, 25]"
 

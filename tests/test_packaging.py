@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("farpool", "producer", "shared", "worker")
 OTHERS = ("docs", "examples")

@@ -11,6 +11,8 @@ import pytest
 from tests.chaos.driver import Driver
 from tests.chaos.hosts import Hosts, NoHostsError
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts | None]:

@@ -25,6 +25,7 @@ def namespaces() -> list[str]:
     return [p.name for p in Path("/run/netns").glob(f"farpool-chaos-{os.getpid()}-*")]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_cable_is_pulled_and_plugged_in() -> None:
     here = Path("/proc/thread-self/ns/net")
     before = here.readlink() if here.exists() else None

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.nodes import ROOT
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(
@@ -23,7 +25,7 @@ def test_cpythons_tests_pass(where: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert " 0 failed, 0 skipped" in ended.stdout

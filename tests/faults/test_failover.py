@@ -20,6 +20,8 @@ from tests.support.load import charged
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("processes")]
+
 
 class Pair:
     """Two servers, one the replica of the other, that can change places without losing data."""

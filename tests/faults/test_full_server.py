@@ -19,7 +19,7 @@ from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
 # What a server does when it is full does not depend on the Python.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("processes")]
 
 MAXMEMORY = 8 << 20
 

@@ -17,6 +17,8 @@ from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., NodeProcess]
 FIELDS = ("data", "status", "timeout", "result_ttl", "failure_ttl", "ttl", "description", "farpool",
           "farpool_attempts", "retries_left", "success_callback_name", "origin")  # fmt: skip
@@ -103,20 +105,19 @@ OF_RQ: list[Callable[[str], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key_of", OWN + OF_RQ, ids=lambda key_of: key_of("node"))
-def test_a_node_gets_over_the_loss_of_a_key(
-    node: NodeProcess, url: str, client: Redis, key_of: Callable[[str], str]
-) -> None:
+def test_a_node_gets_over_the_loss_of_its_keys(start_node: Start, url: str, client: Redis) -> None:
+    node = start_node()
     queue = Queue(url=url)
-    assert queue.enqueue(tasks.square, 3).get(20) == 9
-    client.delete(key_of(node.name))
-    if key_of in OF_RQ:
-        client.set(key_of(node.name), "something else", ex=60)
-    assert queue.enqueue(tasks.square, 4).get(20) == 16
-    with Pool(url=url, processes=2) as pool:
-        assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
-    assert node.process.poll() is None
-    client.delete(key_of(node.name))
+    for key_of in OWN + OF_RQ:
+        key = key_of(node.name)
+        client.delete(key)
+        if key_of in OF_RQ:
+            client.set(key, "something else", ex=60)
+        assert queue.enqueue(tasks.square, 4).get(20) == 16, key
+        with Pool(url=url, processes=2) as pool:
+            assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)], key
+        assert node.process.poll() is None, key
+        client.delete(key)
 
 
 def test_a_queue_that_is_no_list_is_named_and_served_again(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from redis import Redis
 
 from farpool import Pool
@@ -15,6 +16,8 @@ from farpool.shared import keys
 from tests.support import tasks
 from tests.support.nodes import ROOT, NodeProcess
 from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.slow
 
 CALLER = """
 import sys
@@ -67,8 +70,9 @@ def test_a_living_caller_keeps_what_waits(
 
 
 def test_a_server_that_lost_the_lease_gets_another(
-    node: NodeProcess, url: str, client: Redis
+    start_node: Callable[..., NodeProcess], url: str, client: Redis
 ) -> None:
+    start_node()
     with Pool(url=url) as pool:
         assert pool.apply(tasks.square, (3,)) == 9
         client.flushall()

@@ -23,6 +23,8 @@ from tests.support.nodes import ROOT, NodeProcess
 from tests.support.transitions import complete, completion, drop_lease, give_lease, take
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 
@@ -123,7 +125,10 @@ def test_the_first_outcome_wins(start: Start, url: str, client: Redis, tmp_path:
     assert [result.id for result in job.results()] == [first[0].id]
 
 
-def test_a_node_drains(node: NodeProcess, url: str, client: Redis, tmp_path: Path) -> None:
+def test_a_node_drains(
+    start_node: Callable[..., NodeProcess], url: str, client: Redis, tmp_path: Path
+) -> None:
+    node = start_node(processes=2)
     queue = Queue(url=url)
     running = [queue.enqueue(tasks.block, str(tmp_path / name)) for name in "ab"]
     wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
@@ -140,7 +145,10 @@ def test_a_node_drains(node: NodeProcess, url: str, client: Redis, tmp_path: Pat
         assert other.wait() == 0
 
 
-def test_a_second_signal_hands_back_at_once(node: NodeProcess, url: str, tmp_path: Path) -> None:
+def test_a_second_signal_hands_back_at_once(
+    start_node: Callable[..., NodeProcess], url: str, tmp_path: Path
+) -> None:
+    node = start_node(processes=1)
     queue = Queue(url=url)
     job = queue.enqueue(tasks.block, str(tmp_path / "marker"))
     wait_for((tmp_path / "marker").exists)

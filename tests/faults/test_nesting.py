@@ -15,6 +15,8 @@ from tests.support.leaks import descendants
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., NodeProcess]
 HELPERS = 2
 """The forkserver and the resource tracker of a node."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from tests.support import tasks
 from tests.support.load import Load
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("processes")]
 
 
 def answers(client: Redis) -> bool:
@@ -114,7 +117,10 @@ def test_scripts_are_loaded_again(node: NodeProcess, url: str, client: Redis) ->
     assert node.process.poll() is None
 
 
-def test_malformed_jobs_stop_nobody(node: NodeProcess, url: str, client: Redis) -> None:
+def test_malformed_jobs_stop_nobody(
+    start_node: Callable[..., NodeProcess], url: str, client: Redis
+) -> None:
+    node = start_node()
     good: dict[Any, Any] = {"status": "queued", "origin": "default", "data": b"\x80\x05N."}
     bad: list[tuple[str, dict[Any, Any]]] = [
         ("garbage", {"data": b"garbage"}),

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from redis import Redis
 
 from farpool import Queue
@@ -13,6 +14,8 @@ from tests.support import tasks
 from tests.support.load import Load, charged
 from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.slow
 
 Start = Callable[..., NodeProcess]
 

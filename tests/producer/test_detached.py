@@ -189,6 +189,7 @@ def test_a_detached_function_sees_what_the_initializer_set(url: str, node: NodeP
     assert (ended.stdout, ended.stderr) == ("[6, 7] [6, 7]\n", "")
 
 
+@pytest.mark.usefixtures("processes")
 def test_cancel_while_the_server_is_away(tmp_path: Path) -> None:
     server = EmbeddedServer(socket=tmp_path / "s", data=tmp_path / "data")
     server.start()

@@ -140,6 +140,7 @@ def test_where_it_runs(
         assert Parallel()(call) == [4, 9]
 
 
+@pytest.mark.usefixtures("processes")
 def test_without_a_server() -> None:
     with (
         joblib.parallel_config(backend="farpool", url="unix:///nowhere.sock"),
@@ -312,6 +313,7 @@ def test_forest() -> None:
     assert forest.score(data, target) > 0.95
 
 
+@pytest.mark.usefixtures("processes")
 def test_farpool_alone_does_without_joblib() -> None:
     program = "import farpool, farpool.commands.cli, sys; print('joblib' in sys.modules)"
     done = subprocess.run(

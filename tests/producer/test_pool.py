@@ -203,6 +203,7 @@ def test_a_failing_initializer_fails_the_work(where: str | None) -> None:
         pool.map(tasks.square, [1])
 
 
+@pytest.mark.usefixtures("processes")
 def test_maxtasksperchild_replaces_processes() -> None:
     with Pool(1, maxtasksperchild=1) as pool:
         assert len({pool.apply(tasks.pid) for _ in range(3)}) == 3
@@ -428,15 +429,15 @@ def test_the_main_module_of_a_package(where: str | None, tmp_path: Path) -> None
     assert ended.stdout.endswith("[1, 4, 9, 16, 25]\n")
 
 
-@pytest.mark.parametrize("where", ["local", "cluster"])
+@pytest.mark.parametrize("on_a_node", [False, True])
 def test_functions_of_a_program_share_its_variables(
-    where: str, start_node: Callable[..., NodeProcess], url: str, tmp_path: Path
+    on_a_node: bool, start_node: Callable[..., NodeProcess], url: str, tmp_path: Path
 ) -> None:
-    start_node(processes=1)
     script = tmp_path / "program.py"
     script.write_text(GLOBALS)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if where == "cluster":
+    if on_a_node:
+        start_node(processes=1)
         environment[URL_VARIABLE] = url
     ended = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60

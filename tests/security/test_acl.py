@@ -34,7 +34,7 @@ from tests.support.nodes import NodeProcess
 from tests.support.waiting import wait_for
 
 # What a server allows does not depend on the Python.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("processes")]
 
 RIGHTS = "Users with no more rights than they need"
 Url = Callable[[str], str]

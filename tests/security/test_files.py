@@ -16,6 +16,8 @@ from farpool import Pool
 from farpool.shared.server.embedded import EmbeddedServer
 from tests.support import tasks
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 

@@ -24,15 +24,23 @@ from farpool.worker.node import Node
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.programs.bomb import Bomb
+from tests.support.shared_node import SECRET, SharedNode
 from tests.support.waiting import wait_for
 
-KEY = "a-secret-of-this-test-alone"
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., NodeProcess]
 
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SECRET_VARIABLE, KEY)
+    monkeypatch.setenv(SECRET_VARIABLE, SECRET)
+
+
+@pytest.fixture
+def node(signing_node: SharedNode, url: str) -> NodeProcess:
+    """One that has the secret."""
+    return signing_node.node
 
 
 @pytest.fixture
@@ -108,7 +116,7 @@ def test_a_look_at_a_queue_takes_nothing_from_it(
     mine = queue.enqueue(tasks.add, 1)
     monkeypatch.setenv(SECRET_VARIABLE, "somebody-else's-secret")
     theirs = Queue(url=url).enqueue(tasks.add, 1)
-    monkeypatch.setenv(SECRET_VARIABLE, KEY)
+    monkeypatch.setenv(SECRET_VARIABLE, SECRET)
     client.rpush(queue.key, "no-job")
     assert [job.id for job in queue.jobs] == [mine.id]
     assert queue.job_ids == [mine.id, theirs.id]
@@ -151,8 +159,9 @@ def test_little_data_does_not_become_much_before_it_is_checked(
     url: str, client: Redis, node: NodeProcess
 ) -> None:
     zeros = bytes(4 << 20)
-    forged = rq.Queue(connection=client).enqueue(tasks.add, 1)
-    client.hset(forged.key, "data", zlib.compress(zeros))
+    with node.paused():
+        forged = rq.Queue(connection=client).enqueue(tasks.add, 1)
+        client.hset(forged.key, "data", zlib.compress(zeros))
     # What RQ's code would have compressed as much is taken all the same.
     job = Queue(url=url).enqueue(len, zeros, meta={"why": "so that RQ's code writes it"})
     assert job.get(20) == len(zeros)

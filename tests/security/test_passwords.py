@@ -27,6 +27,8 @@ from tests.support.leaks import descendants
 from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 PASSWORD = "c0rrect-h0rse/battery@staple"
 # What each form of it would show: as such, percent-encoded, or the part that a parser stops at.
 SHOWN = "c0rrect-h0rse"

@@ -28,17 +28,25 @@ from farpool.shared.signing.signer import SECRET_VARIABLE
 from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.programs.bomb import Bomb
+from tests.support.shared_node import SECRET, SharedNode
 from tests.support.stock import run_rq
 from tests.support.waiting import wait_for
 
-KEY = "a secret of this test alone".replace(" ", "-")
+pytestmark = pytest.mark.slow
+
 OTHER = "somebody else's secret".replace(" ", "-")
 Start = Callable[..., NodeProcess]
 
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SECRET_VARIABLE, KEY)
+    monkeypatch.setenv(SECRET_VARIABLE, SECRET)
+
+
+@pytest.fixture
+def node(signing_node: SharedNode, url: str) -> NodeProcess:
+    """One that has the secret."""
+    return signing_node.node
 
 
 @pytest.fixture
@@ -104,7 +112,6 @@ def test_everything_works_with_a_secret(url: str, node: NodeProcess, tmp_path: P
     assert queue.connection.getdel("called back") == b"bad"
     failed.delete()
     assert not quarantined(queue.connection)
-    assert "runs only what is signed" in node.output
 
 
 def test_nothing_runs_that_is_not_signed(
@@ -137,19 +144,19 @@ def test_nothing_runs_that_is_not_signed(
 
 
 def test_nothing_runs_that_was_altered(
-    url: str, client: Redis, start_node: Start, mark: Path, bomb: bytes
+    url: str, client: Redis, node: NodeProcess, mark: Path, bomb: bytes
 ) -> None:
     call = pickle.dumps(("tests.support.tasks.append", None, (str(mark), "ran"), {}))
-    altered, replayed, named = (waiting_job(url, n) for n in range(3))
-    called = waiting_job(url, 3, on_success=rq.Callback(tasks.on_success))
-    good = waiting_job(url, 4)
-    client.hset(altered.key, "data", call)
-    # Another job's data with its signature.
-    fields: Any = client.hgetall(good.key)
-    client.hset(replayed.key, mapping=fields)
-    client.hset(named.key, "farpool", fields[b"farpool"].replace(b" ", b" d", 1))
-    client.hset(called.key, "success_callback_name", "tests.support.tasks.on_failure")
-    start_node()
+    with node.paused():
+        altered, replayed, named = (waiting_job(url, n) for n in range(3))
+        called = waiting_job(url, 3, on_success=rq.Callback(tasks.on_success))
+        good = waiting_job(url, 4)
+        client.hset(altered.key, "data", call)
+        # Another job's data with its signature.
+        fields: Any = client.hgetall(good.key)
+        client.hset(replayed.key, mapping=fields)
+        client.hset(named.key, "farpool", fields[b"farpool"].replace(b" ", b" d", 1))
+        client.hset(called.key, "success_callback_name", "tests.support.tasks.on_failure")
     assert good.get(20) == 4
     for job in (altered, replayed, called):
         with pytest.raises(farpool.FarpoolError, match=r"SignatureError|altered"):
@@ -162,17 +169,17 @@ def test_nothing_runs_that_was_altered(
 
 
 def test_a_function_that_was_altered_on_the_server_does_not_run(
-    url: str, client: Redis, start_node: Start, mark: Path, bomb: bytes
+    url: str, client: Redis, node: NodeProcess, mark: Path, bomb: bytes
 ) -> None:
     large = bytes(100_000)
     with Pool(url=url) as pool:
-        result = pool.map_async(lambda n: len(large) + n, range(3))
-        wait_for(lambda: client.llen(keys.queue("default")) > 0)
-        [session] = client.keys(keys.session("*"))
-        stored: Any = client.hgetall(session)
-        [field] = [name for name in stored if name != b"lease"]
-        client.hset(session, field, bomb)
-        start_node()
+        with node.paused():
+            result = pool.map_async(lambda n: len(large) + n, range(3))
+            wait_for(lambda: client.llen(keys.queue("default")) > 0)
+            [session] = client.keys(keys.session("*"))
+            stored: Any = client.hgetall(session)
+            [field] = [name for name in stored if name != b"lease"]
+            client.hset(session, field, bomb)
         with pytest.raises(SignatureError, match="function of the call was altered"):
             result.get(20)
     assert not mark.exists()
@@ -224,26 +231,21 @@ def test_a_result_of_a_worker_without_the_secret_is_refused(url: str) -> None:
 
 
 def test_what_rq_keeps_beside_a_job_is_not_unpickled(
-    url: str, client: Redis, start_node: Start, mark: Path, bomb: bytes
+    url: str, client: Redis, node: NodeProcess, mark: Path, bomb: bytes
 ) -> None:
-    retried = waiting_job(url, 1, retry=rq.Retry(max=1))
-    looking = Queue(url=url).enqueue(tasks.meta_of_current_job)
-    client.hset(retried.key, "meta", bomb)
-    client.hset(looking.key, "meta", bomb)
-    start_node()
+    with node.paused():
+        retried = waiting_job(url, 1, retry=rq.Retry(max=1))
+        looking = Queue(url=url).enqueue(tasks.meta_of_current_job)
+        client.hset(retried.key, "meta", bomb)
+        client.hset(looking.key, "meta", bomb)
     assert retried.get(20) == 1
     assert "unserialized" in looking.get(20)
     assert "unserialized" in farpool.Job.fetch(retried.id, connection=client).meta
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("secret_known", [True, False])
-def test_a_job_that_asks_for_too_many_runs_fails_by_name(
-    url: str, start_node: Start, monkeypatch: pytest.MonkeyPatch, secret_known: bool
-) -> None:
-    if not secret_known:
-        monkeypatch.delenv(SECRET_VARIABLE)
-    start_node()
+@pytest.mark.usefixtures("node")
+def test_a_job_that_asks_for_too_many_runs_fails_by_name(url: str) -> None:
     asking = asking_job(url)
     for job in (asking, farpool.Job.fetch(asking.id, connection=asking.connection)):
         with pytest.raises(farpool.RemoteError, match="a Retry more often than its max allows"):
@@ -251,13 +253,19 @@ def test_a_job_that_asks_for_too_many_runs_fails_by_name(
     assert asking.get_status() == "failed"
 
 
+@pytest.mark.usefixtures("shared_node")
+def test_it_does_so_without_a_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SECRET_VARIABLE)
+    test_a_job_that_asks_for_too_many_runs_fails_by_name(url)
+
+
 def test_a_tag_that_is_empty_switches_nothing_off(
-    url: str, client: Redis, start_node: Start
+    url: str, client: Redis, node: NodeProcess
 ) -> None:
     callback = rq.Callback(tasks.on_failure)
-    job = Queue(url=url).enqueue(tasks.fail, "bad", on_failure=callback)
-    client.hset(job.key, "farpool", "")
-    start_node()
+    with node.paused():
+        job = Queue(url=url).enqueue(tasks.fail, "bad", on_failure=callback)
+        client.hset(job.key, "farpool", "")
     with pytest.raises(farpool.RemoteError, match="bad"):
         job.get(20)
     assert client.getdel("called back") == b"bad"
@@ -313,9 +321,10 @@ def test_the_detached_calls_record_is_signed(
 def test_keys_change_while_nodes_and_producers_run(
     url: str, start_node: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SECRET_VARIABLE, f"{KEY} {OTHER}")
-    start_node()
-    for known in (KEY, f"{OTHER} {KEY}"):
+    monkeypatch.setenv(SECRET_VARIABLE, f"{SECRET} {OTHER}")
+    node = start_node()
+    wait_for(lambda: "runs only what is signed with the secret; keys: 2" in node.output)
+    for known in (SECRET, f"{OTHER} {SECRET}"):
         monkeypatch.setenv(SECRET_VARIABLE, known)
         with Pool(url=url) as pool:
             assert pool.apply(tasks.square, (3,)) == 9

@@ -23,6 +23,8 @@ from tests.support import tasks
 from tests.support.nodes import NodeProcess
 from tests.support.tls import make_certificates, tls_before
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from redis import Redis
 
@@ -12,9 +12,15 @@ _ACCOUNTED = (b"rq:queues", b"rq:queue:", b"rq:finished:", b"rq:failed:", b"rq:c
               b"rq:deferred:", b"rq:scheduled:", b"rq:farpool:quarantine")  # fmt: skip
 
 
-def leaked_keys(client: Redis) -> list[str]:
-    """Return the keys that stay for ever and that no queue or registry of RQ's accounts for."""
-    return sorted(key.decode() for key in client.scan_iter("*") if _is_leak(client, key))
+def leaked_keys(client: Redis, known: Collection[bytes] = ()) -> list[str]:
+    """Return the keys that stay for ever and that no queue or registry of RQ's accounts for.
+
+    Args:
+        client: of the server.
+        known: keys that may stay.
+    """
+    keys = set(client.scan_iter("*")) - set(known)
+    return sorted(key.decode() for key in keys if _is_leak(client, key))
 
 
 def _is_leak(client: Redis, key: bytes) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from farpool.producer.admin.inspect import overview
+from farpool.shared.redis.broker import Broker
 from farpool.shared.redis.connection import URL_VARIABLE, connect
 from tests.support.waiting import wait_for
 
@@ -42,12 +43,15 @@ class NodeProcess:
             flag = f"--{name.replace('_', '-')}"
             command += [flag] if value is True else [flag, str(value)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._forgotten = 0
+        self._scratch = tempfile.TemporaryDirectory()
         self._client = connect(seen_from or url)
-        known = {found.name for found in overview(self._client).nodes}
+        known = self._live()
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        own = {URL_VARIABLE: url, "PYTHONPATH": path, "TMPDIR": self._scratch.name}
         self.process = subprocess.Popen(
             command,
-            env=os.environ | {URL_VARIABLE: url, "PYTHONPATH": path},
+            env=os.environ | own,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -55,11 +59,14 @@ class NodeProcess:
         self.name = ""
 
         def registered() -> bool:
-            new = {found.name for found in overview(self._client).nodes} - known
+            new = self._live() - known
             self.name = next(iter(new), "")
             return bool(new) or self.process.poll() is not None
 
-        wait_for(registered, 30)
+        wait_for(registered)
+
+    def _live(self) -> set[str]:
+        return {name for name, left in Broker(self._client).leases().items() if left > 0}
 
     @property
     def pid(self) -> int:
@@ -69,12 +76,28 @@ class NodeProcess:
     @property
     def output(self) -> str:
         """What the node has logged so far."""
-        self._log.seek(0)
-        return self._log.read().decode()
+        # Not `read`, which would move the place where the node writes, too.
+        return os.pread(self._log.fileno(), self._logged(), self._forgotten).decode()
+
+    def _logged(self) -> int:
+        return os.fstat(self._log.fileno()).st_size
+
+    def forget_output(self) -> None:
+        """Let `output` be what the node logs from now on."""
+        self._forgotten = self._logged()
 
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to the parent process."""
         self.process.send_signal(signum)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the parent process from running meanwhile, so that it takes no job."""
+        self.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.send(signal.SIGCONT)
 
     def wait(self, timeout: float = 30) -> int:
         """Wait for the node's end; returns its exit status."""
@@ -97,3 +120,7 @@ class NodeProcess:
                 print(f"node {self.name} did not stop; it had logged:\n{self.output}")
         self._client.close()
         self._log.close()
+        left = os.listdir(self._scratch.name)
+        self._scratch.cleanup()
+        # Who is killed cannot clean up.
+        assert self.process.returncode < 0 or not left, f"left in the temporary folder: {left}"

@@ -55,6 +55,7 @@ def test_the_server_gets_it_once_and_lets_it_go(
     assert not client.exists(session)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_local_pool_keeps_no_file_of_it(tmp_path: Path) -> None:
     with Pool(1) as pool:
         pool.map(tasks.Heavy(str(tmp_path / "loads"), SIZE), range(50), 1)
@@ -91,6 +92,7 @@ def test_a_lease_that_has_ended_takes_nothing_along(url: str, client: Redis) -> 
     assert set(client.hkeys(keys.session("5e55"))) == {b"lease", b"b"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_one_of_a_local_pool_without_a_place_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

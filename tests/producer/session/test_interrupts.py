@@ -65,12 +65,9 @@ def test_a_closed_connection_is_not_left_to_the_collector(url: str) -> None:
     assert not {kind for kind in kinds if "Parser" in kind or "Connection" in kind}
 
 
-@pytest.mark.parametrize("cluster", [False, True])
 def test_a_caller_enters_no_lock_where_an_interrupt_would_leave_it_taken(
-    cluster: bool, url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    where: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if cluster:
-        request.getfixturevalue("node")
     entered: list[str] = []
     enter = threading.Condition.__enter__
 
@@ -82,7 +79,7 @@ def test_a_caller_enters_no_lock_where_an_interrupt_would_leave_it_taken(
             entered.append(frame.f_code.co_filename)
         return enter(condition)
 
-    with Pool(2, url=url if cluster else None) as pool:
+    with Pool(2, url=where) as pool:
         monkeypatch.setattr(threading.Condition, "__enter__", entering)
         result = pool.apply_async(tasks.square, (3,))
         assert result.get(30) == 9

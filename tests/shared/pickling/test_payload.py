@@ -97,6 +97,7 @@ def from_main(tmp_path: Path, name: str, by_value: str) -> list[bytes]:
     return found
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("name", ["dumps", "dumps_result"])
 def test_what_main_defines_travels_by_value(tmp_path: Path, name: str) -> None:
     function, instance, error, nested = from_main(tmp_path, name, "yes")
@@ -107,6 +108,7 @@ def test_what_main_defines_travels_by_value(tmp_path: Path, name: str) -> None:
     assert payload.loads(nested)[0][1].x == 3
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("name", ["dumps", "dumps_result"])
 def test_what_main_defines_travels_by_name_to_the_same_main(tmp_path: Path, name: str) -> None:
     function, instance, *_ = from_main(tmp_path, name, "no")

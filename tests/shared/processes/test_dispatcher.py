@@ -46,6 +46,8 @@ from tests.support import tasks
 from tests.support.nodes import ROOT
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 Start = Callable[..., Dispatcher]
 PARENT = """
 import sys

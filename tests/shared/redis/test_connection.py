@@ -20,6 +20,8 @@ from farpool.shared.redis import connection
 from farpool.shared.redis.connection import URL_VARIABLE, connect, safe, url_or_default
 from farpool.shared.server.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 Answer = Callable[[str], bytes]
 
 

@@ -15,6 +15,8 @@ from tests.support.model.lifecycle import Transition, described, documented
 from tests.support.model.machine import Lifecycle
 from tests.support.nodes import ROOT
 
+pytestmark = pytest.mark.server
+
 
 def run(client: Redis, examples: int, steps: int) -> None:
     run_state_machine_as_test(

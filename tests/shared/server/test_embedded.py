@@ -20,6 +20,8 @@ from farpool.shared.errors import ConfigError, ServerBinaryNotFoundError, Server
 from farpool.shared.server.embedded import EmbeddedServer, find_server_binary
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 OWNER = """
 import os, signal, sys
 from farpool.shared.server.embedded import EmbeddedServer

@@ -26,6 +26,8 @@ from tests.support.transitions import (
     waiting,
 )
 
+pytestmark = pytest.mark.server
+
 
 def test_every_script_is_loaded_again(broker: Broker, client: Redis) -> None:
     client.script_flush()

@@ -33,6 +33,8 @@ from tests.support.transitions import (
     take,
 )
 
+pytestmark = pytest.mark.server
+
 
 def test_rq_sees_what_has_started(broker: Broker, client: Redis) -> None:
     add(broker, "j")

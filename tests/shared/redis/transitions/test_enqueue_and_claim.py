@@ -33,6 +33,8 @@ from tests.support.transitions import (
     waiting,
 )
 
+pytestmark = pytest.mark.server
+
 
 def test_rq_reads_what_was_enqueued(broker: Broker, client: Redis) -> None:
     add(broker, "j", tag=SESSION, timeout=9, ttl=60, result_ttl=20, failure_ttl=30)

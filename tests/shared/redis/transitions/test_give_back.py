@@ -35,6 +35,8 @@ from tests.support.transitions import (
     waiting,
 )
 
+pytestmark = pytest.mark.server
+
 
 def test_what_is_given_back_goes_to_the_head_in_order(broker: Broker, client: Redis) -> None:
     add(broker, "abcd")

@@ -30,6 +30,8 @@ from tests.support.transitions import (
     waiting,
 )
 
+pytestmark = pytest.mark.server
+
 LOW = keys.queue("low")
 
 
