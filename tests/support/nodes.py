@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from farpool.shared.redis.broker import Broker
+from farpool.shared.redis.viewers import ViewerBroker
 from farpool.shared.redis.connection import URL_VARIABLE, connect
 from tests.support.waiting import wait_for
 
@@ -66,7 +66,7 @@ class NodeProcess:
         wait_for(registered)
 
     def _live(self) -> set[str]:
-        return {name for name, left in Broker(self._client).leases().items() if left > 0}
+        return {name for name, left in ViewerBroker(self._client).leases().items() if left > 0}
 
     @property
     def pid(self) -> int:
