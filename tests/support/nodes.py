@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from farpool.shared.redis.viewers import ViewerBroker
 from farpool.shared.redis.connection import URL_VARIABLE, connect
+from farpool.shared.redis.viewers import ViewerBroker
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
