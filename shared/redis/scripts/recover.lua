@@ -31,7 +31,7 @@ local claims = redis.call('HGETALL', KEYS[2])
 for i = 1, #claims, 2 do
   local id = claims[i]
   local state, execution, queue = string.match(claims[i + 1], '^(%a )([%w_-]+) (.+)$')
-  -- One claim that a newer node wrote otherwise must not keep all nodes from taking over the others.
+  -- One claim that a newer node wrote otherwise must not keep back the others.
   local rest, kept = queue and execution .. ' ' .. queue, nil
   local job = prefix .. ':job:' .. id
   local status, text = unpack(queue and call('HMGET', job, 'status', 'farpool') or {})
