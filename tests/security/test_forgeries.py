@@ -132,29 +132,6 @@ def test_a_result_that_rq_wrote_is_signed_as_it_was_written(
     assert isinstance(job.get(20), expected)
 
 
-def test_what_is_no_text_ends_no_node(url: str, client: Redis, start_node: Start) -> None:
-    node = start_node(lease=1)
-    nonsense, job = b"\xff", keys.job("").encode() + b"\xff"
-    client.hset(job, mapping={"status": "queued", "farpool_attempts": 99})
-    client.hset(keys.claims("lost"), mapping={nonsense: b"s x default", b"a": nonsense})
-    client.zadd(keys.NODES, {nonsense: 1, b"lost": 1})
-    wait_for(lambda: "node lost is lost" in node.output, 20)
-    client.hset(keys.claims(node.name), mapping={nonsense: b"s x default", b"a": nonsense})
-    client.zrem(keys.NODES, node.name)
-    wait_for(lambda: "registering again" in node.output, 20)
-    assert Queue(url=url).enqueue(tasks.add, 1).get(20) == 1
-    client.delete(keys.claims(node.name), keys.NODES, job)
-
-
-def test_a_quarantine_that_is_none_holds_up_no_job(
-    url: str, client: Redis, node: NodeProcess
-) -> None:
-    client.set(keys.QUARANTINE, "no list")
-    rq.Queue(connection=client).enqueue(tasks.add, 1)
-    assert Queue(url=url).enqueue(tasks.add, 2).get(20) == 2
-    client.delete(keys.QUARANTINE)
-
-
 def test_little_data_does_not_become_much_before_it_is_checked(
     url: str, client: Redis, node: NodeProcess
 ) -> None:

@@ -30,10 +30,11 @@ local reply = {1, 0}
 local claims = redis.call('HGETALL', KEYS[2])
 for i = 1, #claims, 2 do
   local id = claims[i]
-  local state, execution, queue = string.match(claims[i + 1], '^([csx] )([%w_-]+) (.+)$')
-  local rest, kept = execution .. ' ' .. queue, nil
+  local state, execution, queue = string.match(claims[i + 1], '^(%a )([%w_-]+) (.+)$')
+  -- One claim that a newer node wrote otherwise must not keep back the others.
+  local rest, kept = queue and execution .. ' ' .. queue, nil
   local job = prefix .. ':job:' .. id
-  local status, text = unpack(call('HMGET', job, 'status', 'farpool'))
+  local status, text = unpack(queue and call('HMGET', job, 'status', 'farpool') or {})
   local ended = state == IS_STARTED
     and not end_execution(prefix, id, execution, queue, KEYS[4]) and ended_by_rq(job, status)
   if ended then

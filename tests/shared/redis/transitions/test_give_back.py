@@ -361,6 +361,7 @@ def test_fields_that_somebody_has_meddled_with_hold_up_nothing_else(
     assert broker.release("a", claims, lost=True, max_attempts=MAX_ATTEMPTS) == {"a"}
     assert waiting(client) == "c"
     take(broker)
+    client.hset(keys.claims("a"), "d", "garbage")
     end_lease(client, "a")
     recovered = broker.recover("b", "a", MAX_ATTEMPTS, str(FENCE))
     assert recovered is not None
