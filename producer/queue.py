@@ -241,8 +241,7 @@ class Queue(RQQueue):
                 self._broker.enqueue(
                     self.name, jobs, tag, max_queued=limit, together=total, **options
                 )
-                # The first part has found room for all.
-                limit = None
+                limit = None  # The first part has found room for all.
         except OutOfMemoryError as error:
             for options, jobs in parts[:tried]:
                 ids = [job.id for job in jobs]
