@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from farpool.producer.session.collector import Break, Resolve
 from farpool.shared.child.chunks import Setup
-from farpool.shared.records import Reference
+from farpool.shared.records import Attempts, Reference
 
 
 class Terms(NamedTuple):
@@ -15,14 +15,12 @@ class Terms(NamedTuple):
 
     Attributes:
         limit: seconds after which the process that runs it is ended; 0 for no limit.
-        attempts: number of executions that may cost a process before the chunk fails.
-        lost: number of processes that it has cost before.
+        attempts: executions that may cost a process before the chunk fails.
         once: never run it a second time, even if it probably had not started.
     """
 
     limit: float
-    attempts: int
-    lost: int
+    attempts: Attempts
     once: bool
 
 

@@ -17,16 +17,15 @@ from farpool.producer.session import interrupts
 from farpool.producer.session.collector import Break, Resolve
 from farpool.shared.child.chunks import Setup
 from farpool.shared.child.main import ChildConfig
-from farpool.shared.defaults import MAX_ATTEMPTS
-from farpool.shared.errors import FarpoolError, StartError, WorkerLostError
+from farpool.shared.errors import FarpoolError, StartError
 from farpool.shared.pickling import outcome
 from farpool.shared.pipe import blocking, frames
 from farpool.shared.pipe.frames import Task
 from farpool.shared.processes.dispatcher import Dispatcher
 from farpool.shared.processes.events import Broken, Crashed, Done, TimedOut
-from farpool.shared.records import Reference
+from farpool.shared.records import Attempts, Reference
 
-_FRESH = 0, MAX_ATTEMPTS
+_FRESH = Attempts()
 _JOIN_SECONDS = 5.0
 _KILL_SECONDS = 0.05
 _GUARD = (
@@ -73,8 +72,8 @@ class LocalBackend(Backend):
         self._canceled: collections.deque[frozenset[str]] = collections.deque()
         self._unwanted: set[str] = set()
         self._numbers = itertools.count()
-        self._attempts: dict[str, tuple[int, int]] = {}
-        """Chunk id -> (processes that it has cost, attempts), unless that is `_FRESH`."""
+        self._attempts: dict[str, Attempts] = {}
+        """Chunk id -> its attempts, unless they are `_FRESH`."""
         self._storing = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stopping = False
@@ -115,9 +114,9 @@ class LocalBackend(Backend):
 
     def submit(self, chunks: Sequence[Submission]) -> None:
         for chunk in chunks:
-            limit, attempts, lost, once = chunk.terms
-            if (lost, attempts) != _FRESH:
-                self._attempts[chunk.id] = lost, attempts
+            limit, attempts, once = chunk.terms
+            if attempts != _FRESH:
+                self._attempts[chunk.id] = attempts
             flags = (frames.HARD_LIMIT if limit else 0) | (frames.ONCE if once else 0)
             self._inbox.append(Task(0, flags, limit, chunk.id, chunk.data, chunk.id, chunk.label))
         self._dispatcher.pool.wake()
@@ -166,17 +165,13 @@ class LocalBackend(Backend):
         key = crash.task.key
         if key in self._unwanted:
             return
-        lost, allowed = self._attempts.pop(key, _FRESH)
-        if lost + 1 < allowed:
-            self._attempts[key] = lost + 1, allowed
-            self._dispatcher.add([crash.task])
+        attempts = self._attempts.pop(key, _FRESH).charged()
+        if attempts.exhausted:
+            reason = f"the process that ran the task {crash.reason}: pid {crash.pid}"
+            self._resolve(key, outcome.of_error(attempts.error(reason))[0])
             return
-        plural = "attempt" if allowed == 1 else "attempts"
-        error = WorkerLostError(
-            f"the process that ran the task {crash.reason}: pid {crash.pid} "
-            f"(gave up after {allowed} {plural})"
-        )
-        self._resolve(key, outcome.of_error(error)[0])
+        self._attempts[key] = attempts
+        self._dispatcher.add([crash.task])
 
     def stop(self, unfinished: Iterable[str]) -> None:
         self._stopping = True

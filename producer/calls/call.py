@@ -23,7 +23,7 @@ from farpool.shared.defaults import INLINE_BYTES
 from farpool.shared.errors import PayloadError, WorkerLostError
 from farpool.shared.pickling import outcome, payload
 from farpool.shared.pickling.outcome import Failure, error_of
-from farpool.shared.records import Reference
+from farpool.shared.records import Attempts, Reference
 
 
 class ResultSink(Protocol):
@@ -47,14 +47,14 @@ class InFlightChunk(NamedTuple):
 
     Attributes:
         failures: number of times that its items have raised before.
-        lost: number of processes that its items may have cost before.
+        attempts: executions that may cost a process before its items fail.
     """
 
     call: Call
     start: int
     items: Sequence[Any]
     failures: int = 0
-    lost: int = 0
+    attempts: Attempts = Attempts()
 
 
 class Call:
@@ -153,7 +153,7 @@ class Call:
         Items that do not pickle, or are too large on their own, fail.
         """
         count = len(items)
-        chunk = InFlightChunk(self, start, items)
+        chunk = InFlightChunk(self, start, items, attempts=Attempts(self._options.max_attempts))
         try:
             data = self._codec.data(items)
             if len(data) > self._backend.max_payload and count > 1:
@@ -174,9 +174,10 @@ class Call:
         count = len(chunk.items)
         # The label rounds the size up: chunks of about the same size take about the same time.
         label = self._name if count == 1 else f"{self._name} x {1 << (count - 1).bit_length()}"
-        most = self._options.max_attempts
         # If a chunk costs a process, nobody knows which item did: several get one attempt.
-        terms = Terms(self._options.timeout or 0.0, 1 if count > 1 else most, chunk.lost, most == 1)
+        attempts = Attempts(1) if count > 1 else chunk.attempts
+        once = self._options.max_attempts == 1
+        terms = Terms(self._options.timeout or 0.0, attempts, once)
         return Submission(chunk_id, data, label, terms)
 
     # --- on the way back ------------------------------------------------------------------
@@ -219,18 +220,18 @@ class Call:
         tries = chunk.failures + 1
         due = time.monotonic() + self._options.delay(tries)
         items = chunk.items[begin:end]
-        return due, InFlightChunk(self, chunk.start + begin, items, tries, chunk.lost)
+        return due, InFlightChunk(self, chunk.start + begin, items, tries, chunk.attempts)
 
     def _take_loss(
         self, chunk: InFlightChunk, error: BaseException
     ) -> list[tuple[float, InFlightChunk]]:
         """Handle an error of the chunk as a whole; see `take_outcome`."""
         count = len(chunk.items)
-        lost = chunk.lost + 1
-        if isinstance(error, WorkerLostError) and count > 1 and lost < self._options.max_attempts:
+        attempts = chunk.attempts.charged()
+        if isinstance(error, WorkerLostError) and count > 1 and not attempts.exhausted:
             # Run alone, each item shows whether it costs a process.
             return [
-                (0.0, InFlightChunk(self, chunk.start + i, (item,), chunk.failures, lost))
+                (0.0, InFlightChunk(self, chunk.start + i, (item,), chunk.failures, attempts))
                 for i, item in enumerate(chunk.items)
             ]
         if self._options.retries_after(error, chunk.failures + 1):
