@@ -129,9 +129,8 @@ class ClusterBackend(Backend):
     def _enqueue(self, chunks: Sequence[Submission]) -> None:
         for terms, part in itertools.groupby(chunks, attrgetter("terms")):
             jobs = [NewJob(chunk.id, chunk.data, f"{chunk.label}(...)") for chunk in part]
-            tag = replace(
-                self._tag, limit=terms.limit, attempts=terms.attempts.allowed, once=terms.once
-            )
+            allowed, used = terms.attempts
+            tag = replace(self._tag, limit=terms.limit, attempts=allowed, once=terms.once)
             # Chunks that a task waits for go first: later tasks might only wait as well.
             self._session.enqueue(
                 self.queue, jobs, tag, timeout=NO_TIMEOUT, lost=used,
