@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from farpool.shared.redis.connection import URL_VARIABLE, connect
@@ -29,8 +29,8 @@ from tests.support.nodes import NodeProcess
 from tests.support.shared_node import SECRET, SharedNode
 from tests.support.waiting import wait_for
 
-# An example may take long on a busy machine.
-settings.register_profile("farpool", deadline=None)
+# Examples may take long on a busy machine.
+settings.register_profile("farpool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("farpool")
 CLUSTER = "cluster"
 SERVER_VARIABLE = "FARPOOL_TEST_SERVER"
