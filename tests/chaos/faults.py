@@ -167,15 +167,20 @@ class Faults:
         unfinished, placed = folder / "order.new", folder / "order"
         unfinished.write_text(order)
         unfinished.rename(placed)
+
+        def obeyed() -> bool:
+            # It is there before it is written.
+            return done.exists() and bool(done.read_text())
+
         try:
-            wait_for(done.exists, _OBEY_SECONDS)
+            wait_for(obeyed, _OBEY_SECONDS)
         except AssertionError:
             # No task has begun meanwhile, because of other faults.
             try:
                 placed.unlink()
                 return
             except FileNotFoundError:
-                wait_for(done.exists, _OBEY_SECONDS)
+                wait_for(obeyed, _OBEY_SECONDS)
         pid, when = done.read_text().split()
         done.unlink()
         self.injected.append(Fault(name, float(when), frozenset([int(pid)])))

@@ -325,5 +325,6 @@ class Lifecycle(Ledger):
             self.client.delete(keys.job(name), keys.result_stream(name))
             for registry in REGISTRIES:
                 self.client.zrem(f"rq:{registry}:{QUEUE}", name)
-            self.jobs[name].status = None
+            # With its stream of results.
+            self.jobs[name].status, self.jobs[name].before = None, []
             self.note(name, "expiry")
