@@ -1,7 +1,7 @@
-"""Every Redis key that farpool reads or writes: RQ's own and ours, all under RQ's prefix.
+"""Every Redis key that farpool reads or writes: RQ's own and farpool's, all under RQ's prefix.
 
-The layout of RQ's keys is that of rq 3 (its `RQ_KEY_PREFIX` environment variable included), so
-that with a hash tag as prefix all keys of one installation share a cluster slot.
+RQ's keys are those of rq 3, including its environment variable `RQ_KEY_PREFIX`: with a hash tag
+as prefix, all keys of one installation share a cluster slot.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ NODES = f"{PREFIX}:farpool:nodes"
 """Sorted set: node name -> end of its lease (server time, seconds since the epoch)."""
 
 FOLLOW_UPS = f"{PREFIX}:farpool:follow_ups"
-"""Sorted set: id of an ended job that needs more of RQ's code -> when that is overdue."""
+"""Sorted set: id of an ended job that needs a follow-up by RQ's code -> when it is overdue."""
 
 QUARANTINE = f"{PREFIX}:farpool:quarantine"
-"""List of JSON texts: what nodes have refused, the latest first."""
+"""List of JSON texts: the jobs that nodes have refused, the latest first."""
 
 
 def check_queue(name: object) -> None:
-    """Refuse what is no name of a queue.
+    """Make sure that `name` can be the name of a queue.
 
     Raises:
-        ConfigError: it is no text, or empty.
+        ConfigError: it is empty or not a string.
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{name!r} is not the name of a queue")
 
 
 def queue(name: str) -> str:
-    """List of job ids that wait in queue `name`."""
+    """List of the ids of the jobs that wait in a queue."""
     return f"{PREFIX}:queue:{name}"
 
 
@@ -66,12 +66,12 @@ def worker(name: str) -> str:
 
 
 def worker_executions(name: str) -> str:
-    """RQ's set of what a worker executes now, as `JOB:EXECUTION`."""
+    """RQ's set of a worker's current executions, as `JOB:EXECUTION`."""
     return f"{PREFIX}:worker:{name}:executions"
 
 
 def claims(node: str) -> str:
-    """Hash: job id -> what `node` knows of its claim (see scripts/claim.lua)."""
+    """Hash: job id -> the claim of `node` (see scripts/claim.lua)."""
     return f"{PREFIX}:farpool:claims:{node}"
 
 
@@ -81,23 +81,23 @@ def results(session: str) -> str:
 
 
 def sent(job_id: str) -> str:
-    """Mark of the enqueueing call whose first job is `job_id`."""
+    """Mark of the enqueue call whose first job is `job_id`."""
     return f"{PREFIX}:farpool:sent:{job_id}"
 
 
 def done(session: str) -> str:
-    """Stream that announces which jobs of one session have an outcome."""
+    """Stream that announces the jobs of one session that have an outcome."""
     return f"{PREFIX}:farpool:done:{session}"
 
 
 def session(session: str) -> str:
-    """Hash that is there as long as a pool's caller lives, or a detached call is remembered.
+    """Hash that exists while a pool's caller lives, or a detached call is remembered.
 
-    Its fields are what the session's chunks refer to (see `shared/stored.py`).
+    Its fields hold the bytes that the session's chunks share (see `Reference` in records.py).
     """
     return f"{PREFIX}:farpool:session:{session}"
 
 
 def output(session: str) -> str:
-    """Stream of what the tasks of one session printed."""
+    """Stream of the output of one session's tasks."""
     return f"{PREFIX}:farpool:output:{session}"

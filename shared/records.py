@@ -1,4 +1,4 @@
-"""What travels between producers, Redis and nodes: jobs as records of plain bytes and texts."""
+"""The records that producers, Redis and nodes exchange, made of plain bytes and texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from farpool.shared.defaults import MAX_ATTEMPTS
 from farpool.shared.errors import WorkerLostError
 
 PROTOCOL = 1
-"""Number of what travels, in the tag of each job of ours and in the record of each node. A newer
-one keeps the words of a tag where they are; it may add flags, and words at the end. A node gives
-jobs of a newer one back."""
+"""Version of the protocol, in the tag of each farpool job and in the record of each node. A newer
+protocol may add flags to the tag, and words at its end; the other words keep their places. A node
+leaves jobs of a newer protocol to others."""
 
 _TAG = re.compile(
     rb"\d{1,4} ([0-9a-f]*) ([a-z]*) (\d{1,6}) (\d{1,9}(?:\.\d{1,6})?)(?: .*)?", re.DOTALL
@@ -24,17 +24,17 @@ _TAG = re.compile(
 
 @dataclass(frozen=True)
 class Tag:
-    """What a producer of ours adds to a job (its field `farpool`): where results go.
+    """The field `farpool` that farpool's producers add to a job: where its outcome goes.
 
     Attributes:
-        session: names the results hash; empty for RQ's own jobs.
-        announce: tell the session's done stream.
+        session: id of the session that gets the outcome; empty for RQ's own jobs.
+        announce: announce the outcome in the session's done stream.
         chunk: part of a map, which leaves no records in RQ's registries.
-        output: send what the task prints to the session's output stream.
-        leased: no node takes the job any more once the session's lease has ended.
-        once: at most once: a job that may have begun on a node that is lost or stops, fails.
-        attempts: executions that may cost a process before the job fails; 0 for the node's own.
-        limit: seconds after which the process that runs the job is ended; 0 for no such limit.
+        output: send the task's output to the session's output stream.
+        leased: drop the job if the session's lease has ended before a node claims it.
+        once: at most once: fail the job if its node is lost or stops after it may have begun.
+        attempts: executions that may cost a process before the job fails; 0 for the node's default.
+        limit: seconds after which the process that runs the job is killed; 0 for no such limit.
     """
 
     session: str = ""
@@ -50,14 +50,14 @@ class Tag:
         """Return the text of the job's field."""
         flags = (self.announce, self.chunk, self.output, self.leased, self.once)
         marks = "".join(flag for flag, on in zip("dcolm", flags, strict=True) if on)
-        # The shortest limit must not turn into none.
+        # A tiny limit must not round to 0, which means no limit.
         limit = max(self.limit, 1e-6) if self.limit else 0.0
         return f"{PROTOCOL} {self.session} {marks} {self.attempts} {limit:.6f}"
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
     def decode(field: bytes) -> Tag:
-        """Read the job's field, of this protocol or a newer one; anything else counts as none."""
+        """Read the job's field, of this protocol or a newer one; anything else is an empty tag."""
         found = _TAG.fullmatch(field)
         if found is None:
             return Tag()
@@ -67,22 +67,22 @@ class Tag:
 
 
 class Attempts(NamedTuple):
-    """The executions of a task that may cost a process or a node before it fails."""
+    """The executions that may cost a process or a node before the task fails."""
 
     allowed: int = MAX_ATTEMPTS
     used: int = 0
 
     def charged(self) -> Attempts:
-        """Return what it has after one more execution that did."""
+        """Return the attempts after one more such execution."""
         return self._replace(used=self.used + 1)
 
     @property
     def exhausted(self) -> bool:
-        """Whether none is left."""
+        """Whether all attempts are used."""
         return self.used >= self.allowed
 
     def error(self, reason: str) -> WorkerLostError:
-        """Return the error of a task that has none left, with what ended the last one."""
+        """Return the error of an exhausted task, with the reason why its last attempt failed."""
         plural = "attempt" if self.allowed == 1 else "attempts"
         return WorkerLostError(f"{reason} (gave up after {self.allowed} {plural})")
 
@@ -90,9 +90,9 @@ class Attempts(NamedTuple):
 InFile = tuple[Literal["file"], str]
 """A path, for the processes of one machine."""
 InSession = tuple[Literal["session"], str, str, bytes]
-"""Session, field of its hash, and the digest of the bytes there (empty without a secret)."""
+"""Session, field of its hash, and the digest of the field's bytes (empty without a secret)."""
 Reference = InFile | InSession
-"""Where a call keeps bytes once for all of its chunks; a plain tuple, because it travels."""
+"""Place of bytes that all chunks of a call share; a plain tuple, because it is sent."""
 
 
 class NewJob(NamedTuple):
@@ -104,7 +104,7 @@ class NewJob(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A job that a node holds, as read from its hash; empty where RQ has no value."""
+    """A job that a node holds, as read from the job's hash; missing fields are empty."""
 
     id: str
     execution: str
@@ -117,15 +117,15 @@ class Claim(NamedTuple):
     tag: Tag = Tag()
     lifecycle: bool = False
     refused: str = ""
-    """Why the job must not be run, because its signature is not right."""
+    """Reason why the signature is invalid, so that the job must not run; empty if it is valid."""
 
 
 How = Literal["ok", "failed", "recorded", "chunk"]
-"""How a job ended: `recorded` by RQ's own code; a chunk's outcome says the rest."""
+"""How a job ended: `recorded` by RQ's code; the outcome of a `chunk` tells success or failure."""
 
 
 class Completion(NamedTuple):
-    """What became of a claimed job; see scripts/complete.lua and, for a chunk, its sibling."""
+    """The end of a claimed job, for scripts/complete.lua or, for a chunk, complete_chunks.lua."""
 
     claim: Claim
     how: How
@@ -136,29 +136,29 @@ class Completion(NamedTuple):
 
     @property
     def ttl(self) -> bytes:
-        """Seconds to keep it, as the producer asked; empty for the default."""
+        """Seconds to keep the outcome, as the producer asked; empty for the default."""
         field = self.claim.failure_ttl if self.how == "failed" else self.claim.result_ttl
-        # No script can work with anything else.
+        # The scripts can only work with these.
         return field if field == b"-1" or (field.isdigit() and len(field) <= 10) else b""
 
     @property
     def group(self) -> tuple[str, bytes, Tag]:
-        """What chunks must have in common to be recorded in one step."""
+        """Properties that chunks must share to be recorded in one step."""
         return self.claim.queue, self.ttl, self.claim.tag
 
 
 EXHAUSTED = "x"
-"""How the claim of a job begins that has no attempt left; the others are in scripts/prelude.lua."""
+"""First letter of an exhausted claim; scripts/prelude.lua has the other letters."""
 
 
 def read_claim(field: bytes) -> tuple[str, str, str]:
-    """Read a field of a node's hash of claims as its letter, execution and queue."""
+    """Split a field of a node's hash of claims into letter, execution and queue."""
     letter, execution, queue = field.decode().split(" ", 2)
     return letter, execution, queue
 
 
 def claim_of(job: Sequence[Any]) -> Claim:
-    """Read a claim from what scripts/claim.lua returns for a job."""
+    """Read a claim from a job in the reply of scripts/claim.lua."""
     job_id, execution, queue, lifecycle, fields = job[:5]
     data, timeout, result_ttl, failure_ttl, description, tag = fields[:6]
     return Claim(

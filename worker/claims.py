@@ -1,4 +1,4 @@
-"""The jobs that a node holds: claimed, started, given back, and agreed upon with the server."""
+"""The claims of a node: requested, started, given back, and reconciled with the server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from farpool.worker.registration import Fence
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 0.05
-"""A job is marked started in Redis once it has run this long; shorter ones never need to be."""
+"""Seconds that a job runs before it is marked as started; shorter jobs save that call."""
 _DEFAULT_TIMEOUT = 180.0
 _WHOLE = re.compile(rb"-?\d{1,10}")
 _WIRE = "farpool.wire"
 
 
 class Claims:
-    """What this node holds, by execution id, and the calls that change it on the server.
+    """The claims that this node holds, by execution id, and the calls that change them.
 
     Args:
         broker: the server.
@@ -33,10 +33,10 @@ class Claims:
         queues: names of its queues, in order of priority.
         url: the server's url, for children that run RQ's code.
         max_attempts: executions that may cost a process before a job fails.
-        fence: what executions begin with.
+        fence: the node's fence, with which execution ids begin.
 
     Raises:
-        RedisError: from every method that talks to the server; what is held does not change then.
+        RedisError: from every method that talks to the server; call `lose_answers` then.
     """
 
     def __init__(
@@ -53,26 +53,26 @@ class Claims:
         self._fence = fence
         self._count = 0
         self._calls: deque[tuple[PendingReply[Claimed | None], int, str]] = deque()
-        """Requests on their way: the call, the number of jobs, and how their executions begin."""
+        """Pending requests: the call, the number of jobs, and the prefix of their executions."""
         self.uncertain = False
-        """Whether the server may have done what nobody heard of; `reconcile` is due after the
-        next heartbeat, which shows it the fence."""
+        """True after a lost reply: the server may hold claims that this node does not know, so
+        `reconcile` is due after the next heartbeat, which shows the server the new fence."""
         self.refused: list[Claim] = []
-        """Jobs that are not to be run, because nobody with the secret has signed them."""
+        """Jobs that must not run, because they lack a valid signature."""
         self.dropped = 0
-        """Number of entries that are not to be run, in what was received last."""
+        """Number of entries that the latest reply dropped."""
         self.postponed = False
-        """Whether what was received last left jobs in a queue, of a newer protocol."""
+        """Whether the latest reply left jobs of a newer protocol in a queue."""
         self.malformed = 0
-        """Number of entries that were no job, in all."""
+        """Number of malformed entries, in all."""
         self._newer: set[tuple[str, int]] = set()
-        """(queue, protocol) of which the log has spoken."""
+        """(queue, protocol) that the log has mentioned."""
 
     def request(self, limit: int, awaited: Collection[str] = ()) -> None:
-        """Ask the server for up to `limit` jobs; `receive` has the answer.
+        """Request up to `limit` jobs from the server; `receive` returns them.
 
         Args:
-            awaited: queues that come before the others, because running tasks wait for theirs.
+            awaited: queues that come first, because running tasks wait for their jobs.
         """
         queues = sorted(self._queues, key=lambda queue: queue not in awaited)
         self._count += 1
@@ -82,14 +82,14 @@ class Claims:
 
     @property
     def requested(self) -> int:
-        """Number of jobs that were asked for and may be on their way."""
+        """Largest number of jobs that the pending requests may bring."""
         return sum(limit for _, limit, _ in self._calls)
 
     def receive(self) -> list[frames.Task] | None:
-        """Wait for what was requested first; None while workers are suspended.
+        """Wait for the oldest request and return its tasks; None while workers are suspended.
 
         Raises:
-            NotRegisteredError: the node has no lease.
+            NotRegisteredError: the node lacks a lease.
         """
         call, *_ = self._calls.popleft()
         claimed = call.result()
@@ -99,7 +99,7 @@ class Claims:
         wanted = [claim for claim in claimed.claims if not claim.refused]
         refused = [claim for claim in claimed.claims if claim.refused]
         now = time.time()
-        # Held only once nothing can fail: `reconcile` gives back what is not.
+        # Held only after the last call that can fail: `reconcile` gives back the others.
         self._start([(claim, now) for claim in wanted if claim.lifecycle])
         if refused:
             self._broker.quarantine(self._node, refused)
@@ -121,7 +121,7 @@ class Claims:
         self._newer.update(claimed.newer)
 
     def lose_answers(self) -> None:
-        """Wait for no answer any more, because some are lost; what comes late is refused."""
+        """Abandon all requests after a lost reply; the new fence gets late ones refused."""
         for call, *_ in self._calls:
             call.abandon()
         self._calls.clear()
@@ -148,25 +148,29 @@ class Claims:
         return pickle.dumps((f"{_WIRE}.{function}", None, arguments, {}))
 
     def housekeeping(self, function: str, *args: object) -> frames.Task:
-        """Make a task of a function in shared/lifecycle.py; it belongs to no job."""
+        """Make a task, without a job, that runs a function of shared/child/rq_lifecycle.py."""
         data = self._lifecycle(function, *args)
         return frames.Task(0, 0, _DEFAULT_TIMEOUT, "", data, "", function)
 
     def of(self, task: frames.Task) -> Claim | None:
-        """Return the claim of a task; None if it is an housekeeping or no longer held."""
+        """Return the claim of a task; None for housekeeping and for a job no longer held."""
         return self._held.get(task.key)
 
     def drop(self, task: frames.Task) -> Claim | None:
-        """Hold a task's job no longer, because its end is on the way to the server."""
+        """Stop holding a task's job; return its claim, None if it was not held."""
         self._started.discard(task.key)
         return self._held.pop(task.key, None)
 
     def started(self) -> list[Claim]:
-        """Return the claims that are marked as started."""
+        """Return the started claims."""
         return [self._held[key] for key in self._started if key in self._held]
 
     def announce(self, running: Iterable[tuple[frames.Task, float]]) -> None:
-        """Mark as started what has been running for a while, given with its seconds so far."""
+        """Mark long-running tasks as started.
+
+        Args:
+            running: tasks, and the seconds that each has run so far.
+        """
         now = time.time()
         self._start(
             [
@@ -184,19 +188,19 @@ class Claims:
             self._started.update(claim.execution for claim, _ in starts)
 
     def give_back(self, tasks: Iterable[frames.Task]) -> None:
-        """Hand tasks that have not begun, or whose run was ended here, back to their queues."""
-        # Held no longer, even if the server does not answer: `reconcile` gives it back then.
+        """Give back the jobs of tasks that have not begun, or whose child the caller kills."""
+        # Dropped even if the call then fails: `reconcile` gives them back.
         self._release([claim for task in tasks if (claim := self.drop(task)) is not None])
 
     def give_back_all(self) -> None:
-        """Hand all that is held back to the queues."""
+        """Give all held jobs back to their queues."""
         claims = list(self._held.values())
         self._held.clear()
         self._started.clear()
         self._release(claims)
 
     def give_back_crashed(self, claims: Sequence[Claim]) -> set[str]:
-        """Hand back jobs that cost a process each; returns the ids that have no attempt left."""
+        """Charge and give back jobs that cost a process each; return the ids of exhausted ones."""
         return self._broker.release(self._node, claims, lost=True, max_attempts=self._max_attempts)
 
     def _release(self, claims: Sequence[Claim]) -> None:
@@ -204,16 +208,16 @@ class Claims:
             self._broker.release(self._node, claims, max_attempts=self._max_attempts)
 
     def reconcile(self, pending: Iterable[tuple[str, str]]) -> list[Claim]:
-        """Make what the server says that this node holds and what it knows the same.
+        """Make this node and the server agree about its claims.
 
-        Claims that others have taken over are forgotten; those whose claiming was never
-        answered go back to their queues. What is on its way is left alone.
+        The node forgets claims that others have taken over. Claims that it does not know, because
+        a reply was lost, go back to their queues, except those of pending requests.
 
         Args:
-            pending: (id, execution) of jobs whose end is on the way to the server.
+            pending: (id, execution) of jobs whose completions are on their way to the server.
 
         Returns:
-            Jobs that have had all their attempts, which nobody has come to fail yet.
+            The exhausted claims that this node does not know, to be failed.
         """
         self.uncertain = False
         on_server = self._broker.claimed(self._node)

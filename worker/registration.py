@@ -1,4 +1,4 @@
-"""Makes a node known to RQ as a worker, and to other nodes by its lease."""
+"""Registers a node, as a worker with RQ and by its lease with other nodes; recovers lost nodes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from farpool.shared.redis.nodes import NodeBroker, NotRegisteredError
 from farpool.worker.result_writer import ResultWriter
 
 OWNER_DIGITS = 12
-"""How many of its digits say whose fence it is; also in scripts/prelude.lua."""
+"""Number of a fence's digits that name its owner; also in scripts/prelude.lua."""
 
 
 class Fence:
-    """A text that the server keeps with the node's name: whose it is, and a counter.
+    """A text that the server keeps with the node's name: its owner and a counter.
 
-    Another owner's means that another node has taken the name. An earlier one of the same owner
-    means that the request was sent before the node stopped waiting for answers.
+    If the server has another owner, another node has taken the name. If it has a later count, the
+    call was sent before this node stopped waiting for replies, and comes too late.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Fence:
         return f"{self._owner}{self._count:08x}"
 
     def renew(self) -> None:
-        """Make what was sent so far late."""
+        """Begin a new fence, so that the server refuses late calls once it has seen this one."""
         self._count += 1
 
 
@@ -47,9 +47,9 @@ class Registration:
         broker: the server.
         name: name of the node.
         queues: names of its queues.
-        lease: seconds that other nodes wait for a sign of life.
+        lease: seconds without a heartbeat after which the lease ends.
         processes: number of its child processes.
-        fence: tells this node from another of its name.
+        fence: the node's fence.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Registration:
         self._keep = self._worker.worker_ttl + 60
 
     def register(self) -> None:
-        """Write the entry, anew if it or its server was lost.
+        """Register the node, for the first time or again.
 
         Raises:
             ConfigError: a live worker has this name.
@@ -89,13 +89,13 @@ class Registration:
         self, busy: bool, started: Iterable[Claim], *, free: bool = False, stale: int = 0,
         malformed: int = 0,
     ) -> Beat:  # fmt: skip
-        """Renew the lease, which covers all claims, and RQ's records of what was started.
+        """Renew the lease, which covers all claims, and RQ's records of started jobs.
 
         Args:
             free, stale, malformed: see `NodeBroker.heartbeat`.
 
         Raises:
-            NotRegisteredError: the lease has ended and others took over, or the server is new.
+            NotRegisteredError: another node has recovered this one, or the server lost its data.
         """
         found = self._broker.heartbeat(
             self._name, self._lease, self._keep, busy, started, str(self._fence),
@@ -106,7 +106,7 @@ class Registration:
         return found
 
     def unregister(self) -> None:
-        """Say goodbye; what the node still holds is for others to take over."""
+        """End the lease; other nodes recover the claims that this one still holds."""
         self._broker.unregister(self._name, self._queues, str(self._fence))
 
 
@@ -116,10 +116,10 @@ log = logging.getLogger(__name__)
 def recover(
     broker: NodeBroker, node: str, lost: str, writer: ResultWriter, max_attempts: int, fence: Fence
 ) -> None:
-    """Take over what the node `lost` held, whatever ended its lease; or a predecessor of `node`.
+    """Take over the claims of the node `lost`; with `lost` = `node`, those of a predecessor.
 
-    What it had not started goes back to its queue uncharged; what it had started is charged an
-    attempt, and failed through `writer` once it has had `max_attempts`.
+    Claimed jobs go back to their queues uncharged. Those that may have begun are charged an
+    attempt, and fail through `writer` once they are exhausted.
     """
     recovered = broker.recover(node, lost, max_attempts, str(fence))
     if recovered is None:

@@ -1,4 +1,4 @@
-"""Collects what became of tasks and records it in Redis, a batch at a time."""
+"""Collects completions and records them in Redis, a batch at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_BATCH = 1000
 
 
 class ResultWriter:
-    """Keeps outcomes until the server has them; owned by the node's loop.
+    """Keeps completions and output until the server has them; only the node's loop uses it.
 
     Args:
         broker: the server.
@@ -45,20 +45,20 @@ class ResultWriter:
         self._calls: deque[tuple[PendingReply[Completed], list[Completion]]] = deque()
         self._newest = 0
         self.stale = 0
-        """Number of outcomes that came too late and were dropped."""
+        """Number of stale completions, which the server dropped."""
         self.malformed = 0
-        """Number of outcomes without a place, because a key of the job holds something else."""
+        """Number of outcomes lost because the job's keys are not RQ's records."""
 
     def __len__(self) -> int:
         return len(self._completions) + len(self._lines) + len(self._calls)
 
     @property
     def collecting(self) -> bool:
-        """Whether there is anything for the next `flush`."""
+        """Whether the next `flush` has something to send."""
         return bool(self._completions or self._lines)
 
     def due_in(self, now: float) -> float:
-        """Return the seconds until the next `flush` should come; 0 if now."""
+        """Return the seconds until the next `flush` is due."""
         if len(self._completions) >= BATCH:
             return 0.0
         if not self.collecting:
@@ -70,7 +70,7 @@ class ResultWriter:
             self._oldest = time.monotonic()
 
     def done(self, claim: Claim, done: Done) -> None:
-        """Take the reply to a claimed task."""
+        """Complete a job with the reply of its child."""
         reply = done.reply
         body, text = reply.body, reply.text
         if claim.lifecycle and not outcome.is_error(body):
@@ -81,7 +81,7 @@ class ResultWriter:
             if claim.tag.chunk:
                 payload.check_size("the chunk of results (see chunksize)", len(body), MAX_PAYLOAD)
             else:
-                # RQ's record of it is base64.
+                # RQ's record of the result is base64, a third longer.
                 payload.check_size("the result", len(body), MAX_PAYLOAD // 4 * 3)
         except PayloadError as error:
             body, text = _error(error)
@@ -91,11 +91,11 @@ class ResultWriter:
             self._add(claim, "ok", reply.started, reply.seconds, body, b"")
 
     def lost(self, claim: Claim, reason: str, attempts: int) -> None:
-        """Fail a job whose process or node was lost on every attempt; `attempts` by default."""
+        """Fail a job that lost its process or node; `attempts` counts if its tag sets none."""
         self.failed(claim, Attempts(claim.tag.attempts or attempts).error(reason))
 
     def crashed(self, claim: Claim, crash: Crashed, attempts: int) -> None:
-        """Fail a job whose process died of it on every attempt."""
+        """Fail a job whose process crashed on its last attempt."""
         self.lost(
             claim,
             f"the process that ran the task {crash.reason}: host {self._host}, pid {crash.pid}",
@@ -103,19 +103,19 @@ class ResultWriter:
         )
 
     def timed_out(self, claim: Claim, late: TimedOut) -> None:
-        """Fail a job whose process was ended because of its hard limit."""
+        """Fail a job whose process was killed at the job's hard limit."""
         seconds = late.task.timeout
         body, text = _error(late.error(self._host))
         self._add(claim, "failed", time.time() - seconds, seconds, body, text)
 
     def refused(self, claims: Iterable[Claim]) -> None:
-        """Fail jobs that must not be run."""
+        """Fail jobs that lack a valid signature."""
         for claim in claims:
             log.error("refused: %s", claim.refused)
             self.failed(claim, SignatureError(claim.refused))
 
     def failed(self, claim: Claim, error: Exception) -> None:
-        """Fail a job for a reason that lies outside of its task."""
+        """Fail a job with an error that its task did not raise."""
         self._add(claim, "failed", time.time(), 0.0, *_error(error))
 
     def _add(
@@ -132,7 +132,7 @@ class ResultWriter:
         self._completions.append(Completion(claim, how, started, started + seconds, body, record))
 
     def printed(self, session: str, printed: Printed) -> None:
-        """Take lines that a task printed, for its caller."""
+        """Take output of a task, for its caller."""
         self._mark()
         self._lines.append((session, self._host, printed.pid, printed.text))
 
@@ -142,16 +142,16 @@ class ResultWriter:
         return [(job.claim.id, job.claim.execution) for batch in batches for job in batch]
 
     def flush(self) -> None:
-        """Send the server what there is; `settle` makes sure that it has it.
+        """Send what was collected, without waiting for the replies; `settle` does.
 
         Raises:
-            RedisError: the server did not take it; it is kept for the next call.
+            RedisError: the call failed; what was not sent is kept for the next call.
         """
         if self._lines:
             try:
                 self._broker.output(self._lines)
             except ResponseError as error:
-                # Results do not wait for lines, as on a full server.
+                # Completions must not wait for output, which a full server refuses.
                 log.warning("lines that tasks printed are not shown: %s", error)
             self._lines.clear()
         if self._completions:
@@ -162,7 +162,7 @@ class ResultWriter:
             self._newest = 0
             while groups:
                 group, jobs = next(iter(groups.items()))
-                # A call that cannot be sent leaves what has not been sent where it was.
+                # Shortened after each call, so that one that fails keeps all that is unsent.
                 send = self._broker.complete if group is None else self._broker.complete_chunks
                 self._calls.append((send(self._node, jobs), jobs))
                 self._newest += 1
@@ -171,16 +171,16 @@ class ResultWriter:
             self._oldest = time.monotonic()
 
     def settle(self, *, newest: bool = True) -> list[str]:
-        """Wait until the server has what was sent.
+        """Wait for the replies to what was sent.
 
         Args:
-            newest: also what the last `flush` sent.
+            newest: wait also for the calls of the latest `flush`.
 
         Returns:
-            The ids of finished jobs on which others depend.
+            The ids of ended jobs that need a follow-up.
 
         Raises:
-            RedisError: see `flush`.
+            RedisError: a call failed; its completions are kept for the next `flush`.
         """
         dependents: list[str] = []
         left = 0 if newest else self._newest
@@ -199,7 +199,7 @@ class ResultWriter:
         return dependents
 
     def _take_back(self, batch: list[Completion]) -> None:
-        """Keep what was sent but not answered; what the server has after all, it takes once."""
+        """Keep completions without a reply, to send them again; the server records each once."""
         for call, sent in self._calls:
             call.abandon()
             batch += sent
@@ -207,7 +207,7 @@ class ResultWriter:
         self._completions = batch + self._completions
 
     def finish(self) -> list[str]:
-        """Flush and settle until nothing is left; see both."""
+        """Flush and settle until everything is recorded; return the ids of `settle`."""
         dependents = self.settle()
         while len(self):
             self.flush()

@@ -1,4 +1,4 @@
-"""What all calls to Redis have in common, and those that nodes and viewers both make."""
+"""The base of all brokers, and the calls to Redis that nodes and viewers share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from farpool.shared.signing import signer
 
 
 def text(raw: bytes) -> str:
-    """Read what is shown or compared only, whatever it is."""
+    """Decode bytes that are only shown or compared, replacing errors."""
     return raw.decode("utf-8", "replace")
 
 
 def is_text(raw: bytes) -> bool:
-    """Tell whether bytes can be a name, which is to be sent again."""
+    """Tell whether bytes are UTF-8, so that a name can be sent back unchanged."""
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -29,13 +29,13 @@ def is_text(raw: bytes) -> bool:
 
 
 def of_another_type(error: Exception) -> bool:
-    """Tell whether a key holds another type than the command is for."""
-    # In a pipeline, the command comes before it.
+    """Tell whether an error means that a key has the wrong type for the command."""
+    # A pipeline's error names the command first.
     return isinstance(error, ResponseError) and "WRONGTYPE " in str(error)
 
 
 class BaseBroker:
-    """Redis as farpool uses it.
+    """Makes farpool's calls to Redis.
 
     Args:
         client: a redis-py client that returns bytes.
@@ -47,20 +47,20 @@ class BaseBroker:
     def __init__(self, client: Redis) -> None:
         self.client = client
         self.signer = signer.from_environment()
-        """Signs what is sent and checks what comes; None without a secret."""
+        """Signs jobs and outcomes, and checks signatures; None without a secret."""
 
     def _run(self, name: str, names: Sequence[Any], args: Sequence[Any]) -> Any:
-        """Run a script to its end."""
+        """Run a script and return its reply."""
         return script(name).run(self.client, names, args)
 
     def leases(self) -> dict[str, float]:
-        """Return for each node the seconds that its lease has left; negative once it has ended."""
+        """Return for each node the seconds until its lease ends; negative once it has ended."""
         now = self._now()
         found = cast(Any, self.client.zrange(keys.NODES, 0, -1, withscores=True))
         return {name.decode(): score - now for name, score in found}
 
     def claimed(self, node: str) -> dict[str, tuple[str, str]]:
-        """Return what a node holds as id -> (execution, queue)."""
+        """Return a node's claims as job id -> (execution, queue)."""
         return {job_id: held[1:] for job_id, held in self._claims(node).items()}
 
     def _claims(self, node: str) -> dict[str, tuple[str, str, str]]:
@@ -68,7 +68,7 @@ class BaseBroker:
         return {job_id.decode(): read_claim(field) for job_id, field in found.items()}
 
     def _read(self, command: Callable[..., Any], *args: Any) -> Any:
-        """Read a key that others write too; None if what it holds is of another type."""
+        """Read a key that other programs write too; None if it has the wrong type."""
         try:
             return command(*args)
         except ResponseError as error:

@@ -1,4 +1,4 @@
-"""Connections to the server: from a url, with timeouts, and checked for what answers there."""
+"""Connections to the server: made from a url, with timeouts, after a check of its version."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from farpool.shared.errors import ConfigError, ServerUnavailableError, Unsupport
 
 
 class NoHandshakeError(RedisError):
-    """The other side did not answer a TLS handshake in time; redis-py does not try again."""
+    """The server did not answer the TLS handshake in time; redis-py does not try again."""
 
 
 class TLSConnection(SSLConnection):
-    """Waits for the server's part of the handshake no longer than for a connection.
+    """Limits the TLS handshake to the time that a connection may take.
 
     A Redis port without TLS takes the handshake for the beginning of a command and waits for the
-    rest. redis-py would wait for its answer as long as for that of a blocking command, and do so
-    again for every retry.
+    rest. redis-py would wait as long as for a blocking command, and again for every retry.
     """
 
     def _wrap_socket_with_ssl(self, sock: Any) -> Any:
@@ -53,9 +52,10 @@ _RETRIED = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, N
 
 
 def _parser(socket_read_size: int) -> Any:
-    """Return redis-py's parser without the reference to itself, which only the collector ends.
+    """Return redis-py's parser without its reference to itself.
 
-    The collector runs its finalizer at any time, and Python ignores a Ctrl-C that comes then.
+    With it, only the garbage collector frees the parser, at any time, and Python ignores a Ctrl-C
+    that arrives while the parser's finalizer runs.
     """
     parser: Any = DefaultParser(socket_read_size=socket_read_size)
     parser.set_pubsub_push_handler(_as_it_is)
@@ -73,7 +73,7 @@ def url_or_default(url: str | None) -> str | None:
 
 def safe(url: str) -> str:
     """Return `url` with passwords replaced, for messages and logs."""
-    # Also of what is no url because its scheme, or a part of it, is missing.
+    # Malformed urls, such as those without a scheme, may hold a password too.
     shown = re.sub(r"((?://|^)[^:@/]*:(?!//)).*@", r"\1***@", url, flags=re.DOTALL)
     return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", shown)
 
@@ -84,19 +84,18 @@ def connect(url: str, *, check: bool = True, retries: int = 2) -> Redis:
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS, or
             `unix:///path/to.sock[?db=N]`, with redis-py's query options.
-        check: ask the server what it is now, rather than at the first command, and do not wait
-            long, or try again, if nothing is said at all.
-        retries: times that a command is sent again when the connection breaks.
+        check: ask the server for its version now; fail early, without retries, if it is silent.
+        retries: number of times that a command is sent again when the connection breaks.
 
     Raises:
-        ConfigError: the url is no string, or not one that redis-py understands.
-        ServerUnavailableError: nothing answers there, or it refuses these credentials.
-        UnsupportedServerError: what answers is not Redis >= 7.0 or Valkey.
+        ConfigError: the url is not a string, or redis-py does not understand it.
+        ServerUnavailableError: no server answers, or it refuses the credentials.
+        UnsupportedServerError: the server is not Redis >= 7.0 or Valkey.
     """
     if not isinstance(url, str):
         raise ConfigError(f"the server's url must be a string, not {url!r}")
     if check:
-        # By a client of its own, as redis-py has one timeout for all that a client sends.
+        # A separate client, because redis-py has one timeout for all commands of a client.
         with _client(url, CONNECT_SECONDS, retries, (exceptions.ConnectionError,)) as client:
             check_server(client, url)
     return _client(url, READ_SECONDS, retries, _RETRIED)
@@ -114,7 +113,7 @@ def _client(url: str, timeout: float, retries: int, retried: tuple[type[Exceptio
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, retried),
             **tls,
         )
-        # Options that redis-py does not know come to light here.
+        # Raises for options that redis-py does not know.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
         _check_database(url)
     except (ValueError, TypeError) as error:
@@ -126,14 +125,14 @@ def _client(url: str, timeout: float, retries: int, retried: tuple[type[Exceptio
 
 
 def _check_database(url: str) -> None:
-    """Refuse what redis-py takes for the database 0."""
+    """Refuse malformed database numbers, which redis-py silently reads as 0."""
     parts = urlsplit(url)
     if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?/?", parts.path):
         raise ValueError(_NO_DATABASE if "@" not in parts.path else "")
 
 
 def _reason(error: Exception, url: str) -> str:
-    # The parser quotes the part that it stumbled over, which may be one of a password.
+    # The url parser quotes the part that it rejects, which may belong to a password.
     told = "scheme" in str(error) or str(error) == _NO_DATABASE
     if "@" in url and isinstance(error, ValueError) and not told:
         return "special characters in user and password must be percent-encoded"
@@ -141,7 +140,7 @@ def _reason(error: Exception, url: str) -> str:
 
 
 def check_server(client: Redis, url: str) -> None:
-    """Make sure that the server is there and is one that farpool can use.
+    """Make sure that the server answers and that farpool supports it.
 
     Raises:
         ServerUnavailableError, UnsupportedServerError: see `connect`.
@@ -158,7 +157,7 @@ def check_server(client: Redis, url: str) -> None:
 
 @contextlib.contextmanager
 def translated_errors(url: str) -> Iterator[None]:
-    """Turn redis-py's connection errors into farpool's, in one line with the url.
+    """Turn redis-py's errors into farpool's, whose message is one line with the url.
 
     Raises:
         ServerUnavailableError, UnsupportedServerError: see `connect`.
@@ -206,7 +205,7 @@ def translated_errors(url: str) -> Iterator[None]:
         raise ServerUnavailableError(f"the server at {where} refused: {error}") from None
     except exceptions.ResponseError as error:
         if "unknown command" in str(error).lower():
-            # Such servers repeat the arguments, a password among them.
+            # The message is left out: such servers repeat the arguments, even a password.
             raise UnsupportedServerError(
                 f"the server at {where} is older than Redis 6; {_NEED}"
             ) from None

@@ -1,6 +1,6 @@
-"""Failed jobs: what RQ's registries have of them, back into their queues, or away.
+"""Failed jobs in RQ's registries: found, requeued or deleted.
 
-Jobs of queues only: the chunks of a pool leave no records, their errors go to their caller.
+Only jobs of queues: a pool's chunks leave no records, and their errors go to the caller.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _FULL = (*_BRIEF, "created_at", "enqueued_at", "started_at", "timeout", "worker_
 _FAILED = (JobStatus.FAILED, JobStatus.STOPPED)
 _BATCH = 200
 _RESULTS = 10
-"""RQ keeps about as many results of a job."""
+"""About as many results as RQ keeps of a job."""
 _KINDS = {str(kind.value): kind.name.lower().replace("_", " ") for kind in Result.Type}
 
 
 class End(NamedTuple):
-    """How a job once ended."""
+    """The end of one run of a job."""
 
     kind: str
-    """RQ's name for it, such as "failed" or "retried"."""
+    """RQ's name for the end, such as "failed" or "retried"."""
     worker: str
     """Name of the node or worker."""
     started: float
-    """Seconds since the epoch, as is `ended`; 0 where RQ has not kept them."""
+    """Seconds since the epoch, like `ended`; 0 if RQ has not kept the time."""
     ended: float
     traceback: str
-    """Text of the error, empty if there was none."""
+    """Text of the error; empty without one."""
 
 
 class FailedJob(NamedTuple):
@@ -52,21 +52,21 @@ class FailedJob(NamedTuple):
 
     id: str
     runs: int
-    """Number of times that it ended, as far as RQ has kept them."""
+    """Number of ends that RQ has kept."""
     ends: list[End]
-    """How it ended, the last time first; the last only where many jobs are listed."""
+    """The ends, the latest first; from `FailedJobs.find` only the latest."""
     fields: dict[str, str]
-    """RQ's: status, origin, description, ended_at; of a single job also its other times, its
-    timeout and its worker."""
+    """RQ's status, origin, description and ended_at; from `FailedJobs.get` also the other times,
+    timeout and worker_name."""
 
     @property
     def queue(self) -> str:
-        """Name of its queue."""
+        """Name of the job's queue."""
         return self.fields.get("origin", "")
 
     @property
     def traceback(self) -> str:
-        """Text of the error; empty if none was kept."""
+        """Text of the latest error; empty if RQ has not kept it."""
         return self.ends[0].traceback if self.ends else ""
 
     @property
@@ -78,14 +78,14 @@ class FailedJob(NamedTuple):
 class FailedJobs(ViewerBroker):
     """The failed jobs of a server.
 
-    Nothing that comes from Redis is unpickled, and memory stays bounded however many there are.
+    Data from Redis is never unpickled, and memory use does not grow with the number of jobs.
 
     Raises:
-        RedisError: from every method; what was done until then stays done.
+        RedisError: from every method; jobs that were moved or deleted before stay so.
     """
 
     def find(self, queue: str | None = None) -> Iterator[FailedJob]:
-        """Yield the failed jobs of one queue, or of all, the first to expire first."""
+        """Yield the failed jobs of one queue, or of all, in the order in which they expire."""
         for name in self._chosen(queue):
             at = 0
             while found := cast(Any, self.client.zrange(keys.failed(name), at, at + _BATCH - 1)):
@@ -98,7 +98,7 @@ class FailedJobs(ViewerBroker):
         """Return one failed job, with all the ends that RQ has kept.
 
         Raises:
-            NotFailedError: there is no such job, or it has not failed.
+            NotFailedError: the job does not exist or has not failed.
         """
         (job,) = self._read_jobs([job_id], _FULL, _RESULTS)
         status = job.fields.get("status", "")
@@ -109,41 +109,41 @@ class FailedJobs(ViewerBroker):
     def requeue(self, ids: Sequence[str]) -> list[NotFailedError]:
         """Put failed jobs back at the end of their queues, with all their attempts.
 
-        Each job is moved in one step: it is never lost, and never in its queue twice. A result
-        that its caller has not fetched yet is replaced by the next one.
+        Each job is moved in one step: it is never lost, and never in its queue twice. The next
+        outcome replaces one that the caller has not fetched yet.
 
         Returns:
-            Why jobs were refused; the others are in their queues.
+            One error for each refused job; the others are in their queues.
         """
         return self._take_out("requeue", ids)
 
     def requeue_all(self, queue: str | None = None) -> int:
-        """Requeue all failed jobs of one queue, or of all; returns how many."""
+        """Requeue all failed jobs of one queue, or of all; return their number."""
         return self._take_out_all("requeue", queue)
 
     def delete(self, ids: Sequence[str]) -> list[NotFailedError]:
-        """Remove failed jobs with all that they left; jobs that depend on them stay deferred.
+        """Delete failed jobs with all their records; jobs that depend on them stay deferred.
 
         Returns:
-            Why jobs were refused; the others are gone.
+            One error for each refused job; the others are gone.
         """
         return self._take_out("delete", ids)
 
     def delete_all(self, queue: str | None = None) -> int:
-        """Delete all failed jobs of one queue, or of all; returns how many."""
+        """Delete all failed jobs of one queue, or of all; return their number."""
         return self._take_out_all("delete", queue)
 
     def _chosen(self, queue: str | None) -> Sequence[str]:
         return self.queues() if queue is None else [queue]
 
     def _read_jobs(self, ids: Sequence[str], names: Sequence[str], results: int) -> list[FailedJob]:
-        """Read jobs: fields, none of which may be a pickle, and their newest results."""
+        """Read fields of jobs, none of which may be a pickle, and their newest results."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hmget(keys.job(job_id), list(names))
                 pipe.xlen(keys.result_stream(job_id))
                 pipe.xrevrange(keys.result_stream(job_id), count=results)
-            # What is no record of RQ's has nothing to show.
+            # Keys that are not RQ's records count as empty.
             replies = [
                 None if isinstance(reply, Exception) else reply
                 for reply in pipe.execute(raise_on_error=False)
@@ -174,11 +174,11 @@ class FailedJobs(ViewerBroker):
     def _take_out_all(self, how: How, queue: str | None) -> int:
         count = 0
         for name in self._chosen(queue):
-            # Those that are there all the time are found, whatever comes and goes meanwhile.
+            # A scan finds every job that stays in the registry, whatever comes and goes meanwhile.
             entries = cast(Any, self.client.zscan_iter(keys.failed(name), count=_BATCH))
             ids = (text(job_id) for job_id, _ in entries)
             while batch := list(itertools.islice(ids, _BATCH)):
-                # What the server moves while it is scanned may come twice.
+                # It may return a job twice when the server rehashes.
                 batch = list(dict.fromkeys(batch))
                 count += len(batch) - len(self._step(how, batch, name))
         return count
@@ -187,15 +187,15 @@ class FailedJobs(ViewerBroker):
         """Requeue or delete failed jobs in one step.
 
         Args:
-            queue: the one in whose registry they stand, to remove those that are gone from it.
+            queue: removes jobs that are gone from this queue's registry; "" for none.
 
         Returns:
-            The status of each job that is not failed; "" if it is gone.
+            The status of each job that has not failed; "" if it is gone.
         """
         args = [how, keys.PREFIX, iso(time.time()), queue, *ids]
         refused, limits = self._run("failed", [keys.QUEUES], args)
         for key in sorted({limit.decode() for limit in limits}):
-            # If this process ends here, RQ's maintenance does it.
+            # If this process dies first, RQ's maintenance does this.
             limit = RateLimitRegistry(key, self.client)
             limit.acquire_and_enqueue(limit.concurrency)
         texts = [found.decode() for found in refused]

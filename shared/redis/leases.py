@@ -1,4 +1,4 @@
-"""The calls by which nodes come, stay, go, and take over from each other."""
+"""The calls by which nodes register, renew their leases, unregister, and recover lost nodes."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from farpool.shared.redis.base import BaseBroker
 
 
 class Beat(NamedTuple):
-    """What a node hears with the renewal of its lease."""
+    """The server's answer to a heartbeat."""
 
     lost: list[str]
-    """Names of nodes whose lease has ended."""
+    """Names of the nodes whose lease has ended."""
     gone: list[str]
-    """Ids of its started jobs that were deleted or canceled."""
+    """Ids of the node's started jobs that were deleted or canceled."""
     follow_ups: list[str]
     """Ids of ended jobs whose follow-up is overdue."""
 
 
 class LeaseBroker(BaseBroker):
-    """Keeps which nodes there are, and how long what they hold is theirs."""
+    """Keeps the nodes' leases, which protect their claims."""
 
     def heartbeat(
         self, node: str, lease: float, keep: int, busy: bool, started: Iterable[Claim],
         fence: str, *, free: bool = False, stale: int = 0, malformed: int = 0,
     ) -> Beat | None:  # fmt: skip
-        """Renew a node's lease for all it holds.
+        """Renew a node's lease, which covers all its claims.
 
         Args:
-            lease: seconds that others wait for the next one.
+            lease: seconds until the lease ends.
             keep: seconds to keep RQ's record of the node.
-            fence: from now on a request with an earlier one is refused, however late it arrives.
-            free: a child has nothing to do, so this node comes first where there is more to do.
-            stale, malformed: see `NodeInfo`, which shows them.
+            fence: the node's fence; the server refuses calls with an earlier one from now on.
+            free: a child is idle, so this node is offered follow-ups first.
+            stale, malformed: see `NodeInfo`.
 
         Returns:
             None if this node must register (again).
@@ -61,9 +61,10 @@ class LeaseBroker(BaseBroker):
         self, node: str, queues: Sequence[str], lease: float, keep: int, fence: str,
         record: Mapping[str, str | int],
     ) -> bool:  # fmt: skip
-        """Give a node a lease, so that it may hold claims, and a record among RQ's workers.
+        """Give a node a lease, so that it may hold claims, and list it among RQ's workers.
 
         Args:
+            lease, keep: see `heartbeat`.
             record: fields of RQ's hash of a worker.
 
         Returns:
@@ -75,7 +76,7 @@ class LeaseBroker(BaseBroker):
         return bool(self._run("register", [keys.NODES, keys.worker(node), *sets], args))
 
     def unregister(self, node: str, queues: Sequence[str], fence: str) -> None:
-        """Take the leave of a node; what it holds is for others to take over."""
+        """End a node's lease; other nodes recover the claims that it still holds."""
         names = [
             keys.NODES, keys.worker(node), keys.worker_executions(node), keys.claims(node),
             keys.WORKERS, *map(keys.workers, queues),
@@ -85,14 +86,15 @@ class LeaseBroker(BaseBroker):
     def recover(
         self, node: str, lost: str, max_attempts: int, fence: str
     ) -> tuple[int, list[Claim]] | None:
-        """Take over what a node held whose lease has ended, or a predecessor of the same name.
+        """Take over the claims of a lost node; with `lost` = `node`, those of a predecessor.
 
         Args:
-            fence: that of `node`; a call that comes when it has another one does nothing.
+            max_attempts: attempts of a job whose tag does not set them.
+            fence: the fence of `node`; the server ignores the call once it has another.
 
         Returns:
-            The number of jobs given back to their queues, and those that have had all their
-            attempts, now claimed by `node`; None if there is nothing to take over.
+            The number of jobs given back to their queues, and the exhausted jobs, now claimed by
+            `node`; None if the lease has not ended or another node was faster.
         """
         names = [
             keys.NODES, keys.claims(lost), keys.claims(node), keys.worker_executions(lost),

@@ -24,26 +24,26 @@ _QUARANTINED = 10_000
 
 
 class Claimed(NamedTuple):
-    """What a node has taken from queues."""
+    """The jobs that a call of `claim` took from queues."""
 
     claims: list[Claim]
     dropped: int
-    """Number of entries that are not to be run: they expired, were canceled, or are malformed."""
+    """Number of entries removed without a claim: expired, canceled or malformed."""
     malformed: list[str]
-    """Entries that are the id of no job."""
+    """Entries that do not name a job."""
     newer: list[tuple[str, int]]
-    """(queue, protocol) of jobs that it could not take, because their producer's is newer."""
+    """(queue, protocol) of jobs left in their queue, because their protocol is newer."""
 
 
 class Completed(NamedTuple):
-    """What came of a batch of completions."""
+    """The server's answer to a batch of completions."""
 
     stale: int
-    """Completions that came too late and were dropped."""
+    """Number of stale completions, which were dropped."""
     depended: list[str]
     """Ids of ended jobs that need a follow-up: others depend on them, or wait for their slot."""
     malformed: list[str]
-    """Ids of jobs whose keys hold something else than RQ's records; they have no outcome."""
+    """Ids of jobs that got no outcome, because their keys are not RQ's records."""
 
 
 def _completed(reply: list[Any]) -> Completed:
@@ -52,22 +52,22 @@ def _completed(reply: list[Any]) -> Completed:
 
 
 class NotRegisteredError(Exception):
-    """The node has no lease, so it may not hold claims: it must register again."""
+    """The node lacks a lease, so it may not hold claims: it must register again."""
 
 
 class NodeBroker(LeaseBroker):
-    """Claims jobs, gives them back, and records what became of them."""
+    """Claims jobs, gives them back, and records their outcomes."""
 
     def claim(
         self, node: str, queues: Sequence[str], limit: int, execution: str
     ) -> PendingReply[Claimed | None]:
-        """Take up to `limit` jobs for `node`, from the first queue first; None if suspended.
+        """Claim up to `limit` jobs for `node`, from the first queue first; None if suspended.
 
         Args:
-            execution: prefix of the execution ids, not used before; begins with the node's fence.
+            execution: new prefix of the execution ids, which begins with the node's fence.
 
         Raises:
-            NotRegisteredError: (by the result) the node has no lease, or another fence.
+            NotRegisteredError: (by the result) the node lacks a lease, or has another fence.
         """
         names = [keys.NODES, keys.claims(node), keys.SUSPENDED, keys.worker(node)]
         names += map(keys.queue, queues)
@@ -93,7 +93,7 @@ class NodeBroker(LeaseBroker):
         if self.signer is None:
             return claim
         signature = job[5] if len(job) > 5 else None
-        # Callbacks of a job with a tag are never called here, so that they are not asked for.
+        # Empty for a tagged job: nodes never call its callbacks.
         covered = job[4][5:]
         try:
             data = payload.decompress(claim.data, checked=False)
@@ -103,7 +103,7 @@ class NodeBroker(LeaseBroker):
         return claim
 
     def quarantine(self, node: str, refused: Sequence[Claim]) -> None:
-        """Note which jobs a node has refused; the latest 10,000 are kept."""
+        """Record the jobs that a node has refused; the latest 10,000 are kept."""
         at = iso(time.time())
         notes = [
             json.dumps(
@@ -114,17 +114,17 @@ class NodeBroker(LeaseBroker):
             )
             for claim in refused
         ]  # fmt: skip
-        # A full server holds up no job; the node's log has the same.
+        # A full server must not hold up jobs; the node's log has the same.
         with contextlib.suppress(OutOfMemoryError), self.client.pipeline() as pipe:
             pipe.lpush(keys.QUARANTINE, *notes)
             pipe.ltrim(keys.QUARANTINE, 0, _QUARANTINED - 1)
             pipe.execute()
 
     def start(self, node: str, claims: Sequence[tuple[Claim, float]]) -> set[str]:
-        """Mark claimed jobs as started, each with its time of start (seconds since the epoch).
+        """Mark claimed jobs as started, each at its time of start (seconds since the epoch).
 
         Returns:
-            The ids of those that were canceled, deleted or taken over meanwhile.
+            The ids of jobs that were canceled, deleted or taken over meanwhile.
         """
         names = [keys.claims(node), keys.worker_executions(node)]
         args: list[Any] = [keys.PREFIX, node, iso(time.time()), ABANDONED_SECONDS]
@@ -134,7 +134,7 @@ class NodeBroker(LeaseBroker):
         return {name.decode() for name in self._run("start", names, args)}
 
     def complete(self, node: str, completions: Sequence[Completion]) -> PendingReply[Completed]:
-        """Record what became of claimed jobs, at most 1,000; the first completion of a job wins."""
+        """Record completions, at most 1,000; the first completion of a job wins."""
         names = [keys.claims(node), keys.worker(node), keys.worker_executions(node)]
         args: list[Any] = [keys.PREFIX, node, RESULT_SECONDS]
         job_prefix, stream_prefix = keys.job(""), keys.result_stream("")
@@ -151,7 +151,7 @@ class NodeBroker(LeaseBroker):
         return PendingReply(self.client, script("complete"), names, args, _completed)
 
     def _signed(self, job: Completion) -> tuple[bytes, bytes]:
-        """Return a job's outcome, sealed, and the signature of its record."""
+        """Return a job's sealed outcome and the signature of its record."""
         if self.signer is None:
             return job.outcome, b""
         sealed = self.signer.seal(job.claim.id, job.outcome)
@@ -160,7 +160,7 @@ class NodeBroker(LeaseBroker):
         return sealed, self.signer.signature_of(sealed)
 
     def complete_chunks(self, node: str, chunks: Sequence[Completion]) -> PendingReply[Completed]:
-        """Record the outcomes of claimed chunks, at most 1,000, that have the same `group`."""
+        """Record the completions of chunks, at most 1,000, that have the same `group`."""
         queue, ttl, tag = chunks[0].group
         keep = max(RESULT_SECONDS, int(ttl or 0))
         names = [
@@ -184,11 +184,11 @@ class NodeBroker(LeaseBroker):
         """Give claimed jobs back to the head of their queues.
 
         Args:
-            lost: each lost its process while running, which counts as an attempt.
-            max_attempts: attempts of a job whose producer said nothing of it.
+            lost: each job cost its process, so it is charged an attempt.
+            max_attempts: attempts of a job whose tag does not set them.
 
         Returns:
-            The ids that have had all their attempts; the node still holds those.
+            The ids of exhausted jobs, which the node still holds.
         """
         args: list[Any] = [keys.PREFIX, max_attempts if lost else ""]
         for claim in claims:
@@ -197,7 +197,7 @@ class NodeBroker(LeaseBroker):
         return {name.decode() for name in self._run("release", names, args)}
 
     def exhausted(self, node: str) -> list[Claim]:
-        """Return what a node holds and has to fail, because it has had all its attempts."""
+        """Return a node's exhausted claims, whose jobs it has to fail."""
         found = [
             Claim(job_id, execution, queue)
             for job_id, (letter, execution, queue) in self._claims(node).items()
@@ -210,7 +210,7 @@ class NodeBroker(LeaseBroker):
         ]
 
     def output(self, lines: Sequence[tuple[str, str, int, str]]) -> None:
-        """Send what tasks printed, each as (session, host, pid, text), to their callers."""
+        """Send the output of tasks, as (session, host, pid, text), to their callers."""
         with self.client.pipeline(transaction=False) as pipe:
             for session, host, pid, text in lines:
                 key = keys.output(session)

@@ -20,22 +20,22 @@ from farpool.shared.signing import signer
 
 _ENQUEUE_BATCH = 500
 _SENT_SECONDS = 60
-"""How long the server knows that a call was made; redis-py's retries all fall into that time."""
+"""Seconds that the server remembers a call, which covers all retries by redis-py."""
 
 
 UNFINISHED = (
     JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED,
     JobStatus.RATE_LIMITED, JobStatus.READY_TO_ENQUEUE,
 )  # fmt: skip
-"""Status of a job that has a result to come."""
+"""Statuses of jobs whose result is still to come."""
 
 
 class LeaseEndedError(Exception):
-    """A session has no lease, so no node would take its jobs: it must be renewed first."""
+    """The session's lease has ended; no node claims its jobs until the session is renewed."""
 
 
 class ProducerBroker(ViewerBroker):
-    """Enqueues jobs and finds what became of them."""
+    """Enqueues jobs and reads their outcomes."""
 
     def enqueue(
         self,
@@ -53,23 +53,21 @@ class ProducerBroker(ViewerBroker):
         max_queued: int | None = None,
         together: int = 0,
     ) -> None:
-        """Add jobs with new ids to a queue; the same call within a minute adds nothing.
+        """Add jobs with new ids to a queue; repeating the call within a minute adds nothing.
 
         Args:
-            queue: name of the queue.
             timeout: seconds that each job may run; -1 for no limit.
-            ttl: seconds after which a job that nobody started expires.
+            ttl: seconds after which a job that has not started expires.
             result_ttl: seconds to keep results; None for the worker's default.
             failure_ttl: seconds to keep failures; None for the worker's default.
-            lost: attempts that count as used up already.
-            again: the jobs may have been sent before, in another call or longer ago; those that
-                are there, or have an outcome, are not added.
-            max_queued: jobs that may wait in the queue; all of these are added in one step then.
-            together: number of jobs that must find room, if more than these.
+            lost: number of attempts that each job has used already.
+            again: skip jobs that exist or have an outcome: an earlier call may have added them.
+            max_queued: largest length of the queue; the jobs are then added in one step.
+            together: number of jobs that need room, if larger than `len(jobs)`.
 
         Raises:
             LeaseEndedError: the session's lease has ended.
-            QueueFullError: there is no room; nothing was added.
+            QueueFullError: the queue lacks room; nothing was added.
         """
         now = iso(time.time())
         text = tag.encode()
@@ -109,7 +107,7 @@ class ProducerBroker(ViewerBroker):
                 raise QueueFullError(queue, max(together, len(jobs)), added[0], max_queued or 0)
 
     def cancel(self, queue: str, ids: Iterable[str]) -> None:
-        """Delete jobs that nobody has started, and the outcome of those that somebody has."""
+        """Delete jobs; nodes drop the outcomes of those that they have claimed."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.lrem(keys.queue(queue), 1, job_id)
@@ -117,7 +115,7 @@ class ProducerBroker(ViewerBroker):
             pipe.execute()
 
     def withdraw(self, queue: str, ids: Sequence[str], *, at_front: bool) -> None:
-        """Delete jobs that have just been added to one end of a queue, as far as they were."""
+        """Delete the jobs that `enqueue` has just added to one end of a queue, all or some."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in ids if at_front else reversed(ids):
                 pipe.lrem(keys.queue(queue), 1 if at_front else -1, job_id)
@@ -125,14 +123,14 @@ class ProducerBroker(ViewerBroker):
             pipe.execute()
 
     def tag(self, job_id: str) -> Tag:
-        """Return what its producer added to a job; an empty tag for RQ's own."""
+        """Return a job's tag; an empty one for a job of RQ's."""
         stored = cast("bytes | None", self.client.hget(keys.job(job_id), "farpool"))
         return Tag.decode(stored or b"")
 
     def outcomes(self, session: str, ids: Sequence[str]) -> list[bytes | None]:
-        """Return the outcomes of jobs of a session, None where there is none (yet).
+        """Return the outcomes of a session's jobs, None for those still to come.
 
-        One that is not signed, where there is a secret, counts as a `SignatureError`.
+        With a secret, an unsigned outcome is replaced by a `SignatureError`.
         """
         found = cast("list[bytes | None]", self.client.hmget(keys.results(session), list(ids)))
         return [data and self._opened(name, data) for name, data in zip(ids, found, strict=True)]
@@ -146,7 +144,7 @@ class ProducerBroker(ViewerBroker):
             return outcome.of_error(error)[0]
 
     def renew_session(self, session: str, seconds: float) -> bool:
-        """Keep a session's hash for `seconds` from now; returns whether it was there still."""
+        """Keep a session's hash for `seconds` from now; return whether it still existed."""
         return bool(self.client.pexpire(keys.session(session), int(seconds * 1000)))
 
     def store(self, session: str, fields: Mapping[str, bytes], seconds: float) -> None:
@@ -159,11 +157,11 @@ class ProducerBroker(ViewerBroker):
             pipe.execute()
 
     def stored(self, session: str, field: str) -> bytes | None:
-        """Return a field of a session's hash; None if there is none (any more)."""
+        """Return a field of a session's hash; None if it is missing."""
         return cast("bytes | None", self.client.hget(keys.session(session), field))
 
     def reference(self, session: str, field: str, data: bytes) -> InSession:
-        """Return what refers to a field of a session's hash that holds `data`."""
+        """Return a reference to the field of a session's hash that holds `data`."""
         digest = b"" if self.signer is None else signer.digest(data)
         return "session", session, field, digest
 
@@ -172,7 +170,7 @@ class ProducerBroker(ViewerBroker):
         self.client.hdel(keys.session(session), field)
 
     def forget_session(self, session: str) -> None:
-        """Remove all that a session left."""
+        """Remove all keys of a session."""
         self.client.unlink(
             keys.results(session), keys.done(session), keys.output(session), keys.session(session)
         )
@@ -188,7 +186,7 @@ class ProducerBroker(ViewerBroker):
 
         Args:
             streams: key of a stream -> id of the last entry seen.
-            read: jobs of `session` whose outcomes have been read, and are removed now.
+            read: ids of jobs of `session` whose outcomes have been read; these are removed first.
 
         Returns:
             One (stream, entry id, fields) for each new entry.
@@ -206,8 +204,8 @@ class ProducerBroker(ViewerBroker):
         """Wait up to `timeout` seconds for entries after `after` in RQ's stream of a job's results.
 
         Returns:
-            (entry id, fields) of each, and the job's status, None if it is gone. If it is
-            `UNFINISHED` they are of earlier runs, else the last of them is the job's result.
+            (entry id, fields) of each entry, and the job's status, None if it is gone. While the
+            status is `UNFINISHED` the entries are of earlier runs, else the last is the result.
         """
         stream, block = keys.result_stream(job_id), max(1, int(timeout * 1000))
         existed, reply, read = exchange(
@@ -220,7 +218,7 @@ class ProducerBroker(ViewerBroker):
         parts = reply.values() if isinstance(reply, dict) else (part[1] for part in reply or ())
         entries = [entry for part in parts for entry in part]
         if entries and existed and status not in UNFINISHED:
-            # Where there were results before, that of this status may have come after them.
+            # Entries that existed before the XREAD may be older than the status: read the newest.
             (entries,) = exchange(self.client, ("XREVRANGE", stream, "+", "-", "COUNT", 1))
         found = [
             (entry.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
@@ -229,10 +227,10 @@ class ProducerBroker(ViewerBroker):
         return found, status
 
     def latest_result(self, job_id: str) -> tuple[str, dict[bytes, bytes]] | None:
-        """Return the last (entry id, fields) in RQ's stream of a job's results, if there is one.
+        """Return the last (entry id, fields) in RQ's stream of a job's results; None if empty.
 
         Raises:
-            SignatureError: there is a secret, and it is not signed.
+            SignatureError: there is a secret, and the entry lacks a valid signature.
         """
         with self.client.pipeline() as pipe:
             pipe.xrevrange(keys.result_stream(job_id), count=1)
@@ -246,14 +244,14 @@ class ProducerBroker(ViewerBroker):
         return entry.decode(), fields
 
     def announce_nothing(self, session: str) -> None:
-        """Wake whoever waits for announcements of a session."""
+        """Wake all that wait for announcements of a session."""
         key = keys.done(session)
         self.client.xadd(key, {"ids": ""})
         self.client.expire(key, RESULT_SECONDS)
 
 
 def _entries(reply: Any) -> list[tuple[str, str, dict[bytes, bytes]]]:
-    """Read the reply to XREAD as (stream, entry id, fields), with whichever protocol it came."""
+    """Read the reply to XREAD, of RESP 2 or 3, as (stream, entry id, fields)."""
     found = []
     for name, entries in reply.items() if isinstance(reply, dict) else reply or ():
         if isinstance(reply, dict):

@@ -1,4 +1,4 @@
-"""A Lua script that runs on a server whether or not that knows it."""
+"""Calls of Lua scripts, also without waiting for the reply, and raw exchanges of commands."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from redis.exceptions import NoScriptError, ResponseError
 
 
 class Script(NamedTuple):
-    """Called by its hash, and sent whole to a server that has forgotten it."""
+    """A Lua script, called by its hash, or sent whole when the server does not know it."""
 
     text: str
     sha: str
 
     def run(self, client: Redis, names: Sequence[Any], args: Sequence[Any]) -> Any:
-        """Run it with these keys and arguments; returns the server's reply."""
+        """Run the script with these keys and arguments; return the server's reply."""
         try:
             return client.evalsha(self.sha, len(names), *names, *args)
         except NoScriptError:
-            # If it were loaded first, it could be forgotten again before it is called.
+            # EVAL, because the server might forget a loaded script again before the call.
             return client.eval(self.text, len(names), *names, *args)
 
 
 @functools.cache
 def script(name: str) -> Script:
-    """Return scripts/NAME.lua, with the prelude behind its flags, which stay the first line."""
+    """Return scripts/NAME.lua with the prelude after its first line, which has to be its flags."""
     folder = files("farpool.shared.redis") / "scripts"
     prelude, own = ((folder / f"{part}.lua").read_text() for part in ("prelude", name))
     flags, _, body = own.partition("\n")
@@ -42,11 +42,11 @@ T = TypeVar("T")
 
 
 class PendingReply(Generic[T]):
-    """A script call on its way, so that the caller can work while the server does.
+    """A script call that has been sent, so that the caller can work while the server does.
 
     Args:
-        client: where to take a connection from.
-        read: makes the result of the server's reply.
+        client: lends the connection.
+        read: turns the server's reply into the result.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PendingReply(Generic[T]):
         self._connection: Any = client.connection_pool.get_connection()
         try:
             command = ("EVALSHA", script.sha, len(names), *names, *args)
-            # redis-py looks at the type of each argument first, which costs more than packing.
+            # redis-py checks the type of each argument first, which costs more than packing.
             self._connection.send_packed_command([pack_command(command)])
         except BaseException:
             self._release(broken=True)
@@ -75,14 +75,14 @@ class PendingReply(Generic[T]):
         self._client.connection_pool.release(self._connection)
 
     def abandon(self) -> None:
-        """Do not wait for the reply; whether the server did it stays unknown."""
+        """Give up the reply; the server may or may not run the script."""
         self._release(broken=True)
 
     def result(self) -> T:
-        """Wait for the server's reply and return what it says; call once.
+        """Wait for the server's reply and return the result; call once.
 
         Raises:
-            RedisError: the server did not answer, or refused.
+            RedisError: the server did not answer, or refused the call.
         """
         try:
             reply = self._connection.read_response()
@@ -100,12 +100,12 @@ class PendingReply(Generic[T]):
 
 
 def exchange(client: Redis, *commands: Any) -> list[Any]:
-    """Send commands (tuples) in one go and return their replies as the server gives them.
+    """Send commands (tuples) in one go, without retries, and return the server's raw replies.
 
-    For where a redis-py pipeline would cost more than the round trip; nothing is sent again.
+    A redis-py pipeline would cost more than the round trip.
 
     Raises:
-        RedisError: the server did not answer, or refused one of them.
+        RedisError: the server did not answer, or refused a command.
     """
     pool = client.connection_pool
     connection: Any = pool.get_connection()

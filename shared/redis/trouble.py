@@ -1,4 +1,4 @@
-"""What an error of the server or the network means, for producers and nodes alike."""
+"""Classifies errors of the server and the network, for producers and nodes alike."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ _AWAY = (
     exceptions.ClusterDownError, exceptions.TryAgainError, NoHandshakeError, OSError,
 )  # fmt: skip
 _NOT_NOW = re.compile(r"(^|caused error: )(UNBLOCKED|MISCONF|NOREPLICAS|BUSY) ")
-"""How errors begin that have no class, alone or in a pipeline: the server has become a replica,
-cannot save, has too few replicas, or runs somebody's script."""
+"""Beginnings of passing errors that lack a class in redis-py: the server has become a replica,
+cannot save, has too few replicas, or runs a long script."""
 _REFUSED_IN_SCRIPT = re.compile("ACL failure|The user executing the script")
-"""What a script's error says when the user lacks a right; the latter is Redis 7.0's."""
+"""Texts of a script's error when the user lacks a right; the second is Redis 7.0's."""
 _LOGIN = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 
 
 class Trouble(enum.Enum):
-    """What an error means."""
+    """The kind of an error."""
 
     AWAY = enum.auto()
-    """Nothing answers, or not now: it passes."""
+    """The server does not answer, or cannot serve now; this passes."""
     FULL = enum.auto()
-    """The server has no memory left for this: it passes, once something expires or is taken."""
+    """The server is out of memory; this passes once keys expire or jobs end."""
     LOGIN = enum.auto()
     """The server does not know the user or the password."""
     REFUSED = enum.auto()
-    """The user lacks a right, for the command or within a script."""
+    """The user lacks a right, for a command or within a script."""
     BUG = enum.auto()
-    """Anything else, such as a key of another type."""
+    """Any other error, such as a key of the wrong type."""
 
 
 PASSING = (Trouble.AWAY, Trouble.FULL)
-"""What is worth trying again."""
+"""Kinds of trouble after which a call is worth repeating."""
 
 
 def classify(error: BaseException) -> Trouble:
-    """Tell what an error means."""
+    """Return the kind of an error."""
     if isinstance(error, _LOGIN):
         return Trouble.LOGIN
     if isinstance(error, exceptions.NoPermissionError) or _REFUSED_IN_SCRIPT.search(str(error)):

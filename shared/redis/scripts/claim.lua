@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Takes up to `limit` jobs from queues, the first queue first, and records who holds them in the
--- same step, so that a job is always in a queue or in a claim. Jobs of a newer protocol than the
--- node's go to the tail of their queue, uncharged.
+-- Claims up to `limit` jobs, the first queue first. It removes and claims them in one step, so that
+-- a job is always in a queue or in a claim. Jobs of a newer protocol than the node's go to the tail
+-- of their queue, uncharged.
 -- KEYS[1]  zset   rq:farpool:nodes         node -> when its lease ends
 -- KEYS[2]  hash   rq:farpool:claims:NODE   job id -> "c|s|x EXECUTION QUEUE"
 -- KEYS[3]  string rq:suspended             RQ's flag
--- KEYS[4]  hash   rq:worker:NODE           RQ's record of the node, with our `farpool_fence`
+-- KEYS[4]  hash   rq:worker:NODE           RQ's record of the node, with its `farpool_fence`
 -- KEYS[5+] list   rq:queue:QUEUE           ids of the jobs that wait
 -- ARGV[1]  RQ's key prefix
 -- ARGV[2]  node
@@ -14,18 +14,17 @@
 -- ARGV[5]  prefix of the execution ids, which begins with the node's fence
 -- ARGV[6]  "1" to return signatures, else ""
 -- ARGV[7+] name of each queue
--- Returns {-1}: the node has no lease, or another fence than this call, and must register first
+-- Returns {-1}: the node lacks a lease, or has another fence than this call, and must register
 --      or {0}: workers are suspended
---      or {1, {id of what waited and is no job, ...}, {queue, newer protocol, ...},
---          number of ids taken, job, ...}
+--      or {1, {malformed entry, ...}, {queue, newer protocol, ...}, number of ids taken, job, ...}
 --   job    = {id, execution, queue, "1" if RQ's code has to run it, fields, signature or nil}
---   fields = {data, timeout, result_ttl, failure_ttl, description, tag}, and if the signature is
---            asked for and there is no tag, the rest that is signed: three callbacks, the webhooks
+--   fields = {data, timeout, result_ttl, failure_ttl, description, tag}, and, with signatures, for
+--            a job without a tag the other signed fields: three callbacks, the webhooks
 local prefix, node, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local protocol, execution_prefix, signed = tonumber(ARGV[4]), ARGV[5], ARGV[6] ~= ''
 local FIRST_QUEUE, FIRST_NAME = 5, 7
 local LONGEST = 512 -- also in producer/queue.py
--- Jobs of a queue that are looked at for others than those of a newer protocol.
+-- Most entries of a queue that are searched for jobs behind those of a newer protocol.
 local MOST_LOOKED_AT = 1000
 
 local fence = call('HGET', KEYS[4], 'farpool_fence')
@@ -37,7 +36,7 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   return {0}
 end
 
--- Whether RQ's own code has more to do around the job than to call it.
+-- Returns '1' if RQ's code has to do more for a job than call its function, else ''.
 local function lifecycle(key)
   local fields = redis.call('HMGET', key, 'retries_left', 'repeats_left',
     'success_callback_name', 'failure_callback_name', 'webhooks', 'rate_limit_key')
@@ -49,7 +48,7 @@ local function lifecycle(key)
   return ''
 end
 
--- Whether nobody waits for a job any more, because its session's lease has ended.
+-- Tells whether the caller no longer waits for a job, because its session's lease has ended.
 local function abandoned(tag)
   if tag.abandoned == nil then
     tag.abandoned = tag.leased ~= nil
@@ -73,17 +72,16 @@ for k = FIRST_QUEUE, #KEYS do
   local said = {}
   repeat
     local before = #postponed
-    -- A queue that is no list has no jobs: the error is a table without any.
+    -- A queue of the wrong type counts as empty: the error is a table without ids.
     local ids = limit > 0 and call('LRANGE', KEYS[k], looked_at, looked_at + limit - 1) or {}
     for _, id in ipairs(ids) do
       local key = prefix .. ':job:' .. id
       local job = call('HMGET', key, unpack(names))
       local ttl, status, signature = job[TTL], job[STATUS], job[SIGNATURE]
       local tag = read_tag(job[TAG])
-      -- Not a job if its key is no hash, or its id is none that RQ takes.
+      -- Malformed: the key is not a hash, or RQ does not accept the id.
       local sound = not job.err and #id <= LONGEST and string.match(id, '^[%w_-]+$')
-      -- A job that was deleted, expired or canceled while it waited is dropped, and so is one that
-      -- runs already or waited twice.
+      -- Dropped: deleted, expired or canceled while it waited, already running, or queued twice.
       local wanted = sound and not taken[id] and job[1] and status ~= CANCELED
         and status ~= STARTED
       if not sound then
@@ -113,7 +111,7 @@ for k = FIRST_QUEUE, #KEYS do
         local execution = execution_prefix .. #reply
         claims[#claims + 1] = id
         claims[#claims + 1] = IS_CLAIMED .. execution .. ' ' .. queue
-        -- Producers of ours leave jobs that need more to RQ's, which do not set the tag.
+        -- A job with a tag never needs RQ's code: RQ enqueues those that do, without a tag.
         reply[#reply + 1] = {id, execution, queue, tag and '' or lifecycle(key), job, signature}
       end
     end
@@ -123,7 +121,7 @@ for k = FIRST_QUEUE, #KEYS do
   call_with_all('HSET', KEYS[2], claims)
   call_with_all('RPUSH', KEYS[k], postponed)
   if looked_at > 0 then
-    -- Last, so that what fails before, for the lack of a right, loses nothing.
+    -- Last, so that an earlier failure, for lack of a right, loses no jobs.
     redis.call('LTRIM', KEYS[k], looked_at, -1)
   end
   reply[4] = reply[4] + looked_at - #postponed

@@ -1,32 +1,31 @@
 #!lua
--- Records what became of jobs, once each: only under the claim that is still the live one, and
--- only if nobody decided otherwise meanwhile (canceled, deleted, failed by RQ's maintenance). The
--- first completion wins. For at most 1,000 jobs a call.
+-- Records completions, at most 1,000 a call. A job takes the first one under its live claim, unless
+-- it was canceled, deleted or failed by RQ's maintenance meanwhile.
 -- KEYS[1]  hash   rq:farpool:claims:NODE      job id -> "c|s|x EXECUTION QUEUE"
 -- KEYS[2]  hash   rq:worker:NODE              RQ's record of the node
 -- KEYS[3]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
 -- KEYS[4+] for each job:
 --          hash   rq:job:ID                   the job
---          stream rq:results:ID               RQ's results of it
---          set    rq:job:ID:dependents        jobs that wait for it
+--          stream rq:results:ID               RQ's results of the job
+--          set    rq:job:ID:dependents        jobs that wait for the job
 -- ARGV[1]  RQ's key prefix
 -- ARGV[2]  node
--- ARGV[3]  seconds to keep a session's results at least
+-- ARGV[3]  least seconds to keep a session's results
 -- ARGV[4+] for each job: id, execution, queue,
 --          "ok", "failed", or "recorded" by RQ's code; chunks have complete_chunks.lua,
 --          start and end as RQ writes times, start and end in seconds since the epoch,
 --          seconds to keep the result: "" for the default, "-1" for ever, "0" not at all,
---          session or "", "1" to announce the job to it or "", outcome,
+--          session or "", "1" to announce the job to the session or "", outcome,
 --          for RQ's stream the return value or traceback, encoded as RQ does, or "",
 --          and the signature of that or ""
--- Returns {number of completions that came too late and were dropped,
+-- Returns {number of stale completions, which were dropped,
 --          {id of an ended job that needs a follow-up: dependents, a slot of a rate limit, ...},
---          {id of a job whose keys are not RQ's records, so that it has no outcome, ...}}
+--          {id of a job that got no outcome, because its keys are not RQ's records, ...}}
 local prefix, node = ARGV[1], ARGV[2]
 local JOBS_KEYS, JOBS, KEYS_WIDTH, WIDTH = 3, 3, 3, 14
--- Whoever does the follow-up of a job needs it that long.
+-- Least seconds to keep an ended job and its dependents for the follow-up.
 local DEPENDED_SECONDS = 60
--- The caller does it at once; if that is lost, some node does it this much later.
+-- The caller does the follow-up at once; if it is lost, another node does so this much later.
 local FOLLOW_UP_SECONDS = 15
 local epoch = tonumber(redis.call('TIME')[1])
 
@@ -51,8 +50,8 @@ local function group(groups, name)
   return list
 end
 
--- Writes RQ's records of a job's end; false if its stream is something else.
--- Without tables of arguments, which would cost a tenth of the whole script.
+-- Writes RQ's records of a job's end; false if its stream has the wrong type.
+-- Tables of arguments would cost a tenth of the script's time.
 local function record(i, a, ok)
   local id, execution, queue, _, began_at, ended_at, began, ended, ttl, session, _, _, value,
     signature = unpack(ARGV, a + 1, a + WIDTH)
@@ -118,7 +117,7 @@ for i = 1, #ids do
   local started = not claimed and live[i] == IS_STARTED .. rest
 
   if settled[id] or not claimed and not started and live[i] ~= IS_EXHAUSTED .. rest then
-    -- Nobody's claim any more, or that of another execution, which stays.
+    -- The claim is gone, or belongs to another execution, which stays.
     stale = stale + 1
   else
     local ok = how ~= 'failed'
@@ -144,7 +143,7 @@ for i = 1, #ids do
     if started then
       end_execution(prefix, id, execution, queue, KEYS[3])
     end
-    -- What RQ's code has recorded it has counted too.
+    -- RQ's code has counted the jobs that it recorded.
     if recorded then
       successes = successes + (ok and 1 or 0)
       failures = failures + (ok and 0 or 1)

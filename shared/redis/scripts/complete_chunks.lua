@@ -1,21 +1,21 @@
 #!lua flags=allow-oom
--- Records the outcomes of chunks of one session, once each, as complete.lua does for other jobs;
--- they leave nothing else, so that this takes a third of the time. For at most 1,000 chunks a call.
+-- Records completions of one session's chunks, at most 1,000 a call, as complete.lua does for other
+-- jobs. Chunks leave nothing but their outcomes, so that this takes a third of the time.
 -- KEYS[1]  hash   rq:farpool:claims:NODE       job id -> "c|s|x EXECUTION QUEUE"
 -- KEYS[2]  hash   rq:worker:NODE               RQ's record of the node
 -- KEYS[3]  set    rq:worker:NODE:executions    "JOB:EXECUTION"
 -- KEYS[4]  hash   rq:farpool:results:SESSION   job id -> outcome
--- KEYS[5]  stream rq:farpool:done:SESSION      what has an outcome
+-- KEYS[5]  stream rq:farpool:done:SESSION      ids of jobs that have an outcome
 -- KEYS[6+] hash   rq:job:ID                    the job of each chunk
 -- ARGV[1]  RQ's key prefix
 -- ARGV[2]  queue
 -- ARGV[3]  seconds to keep the results
 -- ARGV[4]  seconds to keep the stream
--- ARGV[5]  "1" to announce the chunks there, else ""
--- ARGV[6]  seconds that they ran in all
+-- ARGV[5]  "1" to announce the chunks in the stream, else ""
+-- ARGV[6]  seconds that all the chunks ran
 -- ARGV[7+] for each chunk: id, execution, outcome
--- Returns {number of completions that came too late and were dropped, {},
---          {id of a chunk whose key is not a job, so that it has no outcome, ...}}
+-- Returns {number of stale completions, which were dropped, {},
+--          {id of a chunk that got no outcome, because its key is not a job, ...}}
 local prefix, queue, keep, keep_stream, announce, seconds = unpack(ARGV, 1, 6)
 local JOBS_KEYS, WIDTH, FIRST = 5, 3, 7
 
@@ -34,7 +34,7 @@ for i, id in ipairs(ids) do
   local started = live[i] == IS_STARTED .. rest
   if seen[id] or not started and live[i] ~= IS_CLAIMED .. rest
     and live[i] ~= IS_EXHAUSTED .. rest then
-    -- Nobody's claim any more, or that of another execution, which stays.
+    -- The claim is gone, or belongs to another execution, which stays.
     stale = stale + 1
   else
     seen[id] = true

@@ -1,26 +1,26 @@
 #!lua
 -- Adds jobs to a queue as RQ's enqueue does, many in one step.
--- A call that is sent again, because its answer was lost, adds nothing: it left a mark. What may
--- have been sent in another call, or long ago, is looked for job by job.
+-- A call that is repeated after a lost reply finds its own mark and adds nothing. Without a mark,
+-- each job is looked up, because another call may have added it.
 -- KEYS[1]  set    rq:queues                    keys of the queues
 -- KEYS[2]  list   rq:queue:QUEUE               ids of the jobs that wait
 -- KEYS[3]  string rq:farpool:sent:ID           mark of this call
--- KEYS[4]  hash   rq:farpool:session:SESSION   there while the session has a lease
+-- KEYS[4]  hash   rq:farpool:session:SESSION   exists while the session has a lease
 -- KEYS[5]  hash   rq:farpool:results:SESSION   job id -> outcome
 -- KEYS[6+] hash   rq:job:ID                    each job
 -- ARGV[1]  "front" or "back"
 -- ARGV[2]  seconds until an unstarted job expires, or ""
--- ARGV[3]  seconds to keep the mark; "" to look for each job instead
+-- ARGV[3]  seconds to keep the mark; "" to look up each job instead
 -- ARGV[4]  "1" if the session needs a lease, else ""
--- ARGV[5]  jobs that there is room for in the queue, or ""
--- ARGV[6]  jobs that are to find room with these
+-- ARGV[5]  largest length of the queue, or ""
+-- ARGV[6]  number of jobs that need room, these included
 -- ARGV[7]  "1" if the jobs are signed, else ""
 -- ARGV[8]  count n of the strings that come next
 -- ARGV[9+] n strings (field, value, ...) for every job,
 --          then for each job: id, data, description, and its signature if they are signed
 -- Returns the number of jobs added
 --      or -1: the lease of the session has ended
---      or {jobs that wait}: there is no room
+--      or {number of jobs that wait}: the queue lacks room
 local where, ttl, mark_seconds, leased, room, together, signed, shared = unpack(ARGV, 1, 8)
 local push = where == 'front' and 'LPUSH' or 'RPUSH'
 local again = mark_seconds == ''
@@ -29,7 +29,7 @@ local count = tonumber(shared)
 if leased ~= '' and redis.call('EXISTS', KEYS[4]) == 0 then
   return -1
 end
--- Where one of these is something else, it fails here and has not left a mark yet.
+-- Keys of the wrong type fail the call here, before it leaves a mark.
 redis.call('LLEN', KEYS[2])
 redis.call('SADD', KEYS[1], KEYS[2])
 if not again and not redis.call('SET', KEYS[3], '', 'NX', 'EX', mark_seconds) then

@@ -1,13 +1,13 @@
 #!lua
--- Takes failed jobs out of RQ's registry, each in one step: back into its queue, or away with all
--- that it left. Whoever comes second finds that the job is not failed any more.
+-- Takes failed jobs out of RQ's registry, each in one step: requeues them, or deletes them with all
+-- their records. A second call finds that the job is no longer failed.
 -- KEYS[1]  set    rq:queues   keys of the queues
 -- ARGV[1]  "requeue" or "delete"
 -- ARGV[2]  RQ's key prefix
 -- ARGV[3]  time now, as RQ writes it
--- ARGV[4]  queue in whose registry the jobs stand; "" for each job's own
+-- ARGV[4]  queue from whose registry to remove ids of jobs that are gone, or ""
 -- ARGV[5+] id of each job
--- Returns {{id, status, ...} of jobs that are not failed, with "" for those that are gone,
+-- Returns {{id, status, ...} of jobs that are not failed, with "" for jobs that are gone,
 --          {key of a rate limit that requeued jobs wait for, ...}}
 local how, prefix, now, registry = unpack(ARGV, 1, 4)
 local epoch = redis.call('TIME')[1]
@@ -19,12 +19,12 @@ local function requeue(id, job, queue, ttl, key, concurrency)
   if tonumber(ttl or '') then
     redis.call('EXPIRE', job, ttl)
   else
-    -- It would expire as the failure that it was.
+    -- Otherwise the job would still expire as a failure.
     redis.call('PERSIST', job)
   end
   redis.call('PERSIST', job .. ':dependents')
   if key and key ~= '' then
-    -- As RQ enqueues such jobs; whoever lets them into their queue is RQ's own script.
+    -- As RQ enqueues such jobs; RQ's own script moves them into their queue.
     redis.call('HSET', job, 'status', 'rate_limited')
     redis.call('SADD', prefix .. ':rl-keys', key)
     redis.call('HSET', prefix .. ':rl:' .. key, 'concurrency', concurrency)
@@ -50,12 +50,12 @@ for a = 5, #ARGV do
   local job = prefix .. ':job:' .. id
   local status, queue, tag, ttl, rate_limit, concurrency, group = unpack(call('HMGET', job,
     'status', 'origin', 'farpool', 'ttl', 'rate_limit_key', 'rate_limit_concurrency', 'group_id'))
-  -- RQ's registry of failed jobs has those that were stopped, too.
+  -- RQ's registry of failed jobs holds stopped ones too.
   local failed = (status == FAILED or status == STOPPED) and queue
   if failed and redis.call('ZREM', prefix .. ':failed:' .. queue, id) == 1 then
     tag = read_tag(tag)
     if tag and tag.session ~= '' then
-      -- Who has not fetched it yet gets the next one.
+      -- A caller that has not fetched this outcome yet gets the next one.
       redis.call('HDEL', prefix .. ':farpool:results:' .. tag.session, id)
     end
     if how == 'requeue' then

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- Renews a node's lease, which covers all its claims, and the RQ records of what it executes.
+-- Renews a node's lease, which covers all its claims, and RQ's records of its executions.
 -- KEYS[1]  zset   rq:farpool:nodes            node -> when its lease ends
--- KEYS[2]  hash   rq:worker:NODE              RQ's record of the node, with fields of ours
+-- KEYS[2]  hash   rq:worker:NODE              RQ's record of the node, with farpool's fields
 -- KEYS[3]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
 -- ARGV[1]  RQ's key prefix
 -- ARGV[2]  node
 -- ARGV[3]  seconds of lease
 -- ARGV[4]  seconds to keep the node's record
--- ARGV[5]  seconds until RQ may take an execution for abandoned
--- ARGV[6]  the node's fence: requests with an earlier one are refused from now on
+-- ARGV[5]  seconds after which RQ counts an execution as abandoned
+-- ARGV[6]  the node's fence: calls with an earlier one are refused from now on
 -- ARGV[7]  "1" if a child is free, else ""
 -- ARGV[8]  count n of the strings that come next
 -- ARGV[9+] n strings (field, value, ...) for the node's record,
@@ -16,9 +16,10 @@
 -- Returns {{name of a node whose lease has ended, ...},
 --          {id of a started job that was deleted or canceled, ...},
 --          {id of an ended job whose follow-up is overdue, ...}}
---      or {}: the node is not registered (any more) and must do so again, or this call is late
+--      or {}: the node is not registered and must do so (again), or this call is late
 local prefix, node, lease, keep, ttl, fence, free, count = unpack(ARGV, 1, 8)
--- Seconds that others wait for a node with a free child to do a follow-up, and for who tries it.
+-- Seconds that nodes without a free child leave a follow-up to the others, and seconds that a node
+-- has for one before the next node tries.
 local FOLLOW_UP_PATIENCE, FOLLOW_UP_SECONDS = 30, 60
 local now = server_time()
 local epoch = math.floor(now)
@@ -43,7 +44,7 @@ for a = 9 + count, #ARGV, 3 do
   end
 end
 local key = prefix .. ':farpool:follow_ups'
--- Who has a child free comes first, anybody if there is none.
+-- Nodes with a free child come first.
 local latest = free == '1' and epoch or epoch - FOLLOW_UP_PATIENCE
 local due = redis.call('ZRANGEBYSCORE', key, '-inf', latest, 'LIMIT', 0, 100)
 for _, id in ipairs(due) do

@@ -1,26 +1,26 @@
--- The helpers of all scripts: the loader (script.py) inserts this file after each one's flags line.
+-- The helpers of all scripts: script.py inserts this file after the flags line of each.
 
 -- RQ's statuses of a job.
 local QUEUED, STARTED, FINISHED, FAILED = 'queued', 'started', 'finished', 'failed'
 local STOPPED, CANCELED = 'stopped', 'canceled'
--- How the claim of a job begins, which goes on "EXECUTION QUEUE": exhausted is one that has no
--- attempt left and is to be failed.
+-- First letters of a claim, before "EXECUTION QUEUE". An exhausted job has used all its attempts
+-- and is to be failed.
 local IS_CLAIMED, IS_STARTED, IS_EXHAUSTED = 'c ', 's ', 'x '
--- How much of a fence says whose it is; also in worker/registration.py.
+-- Number of a fence's digits that name its owner; also in worker/registration.py.
 local OWNER_DIGITS = 12
--- How much longer RQ keeps a list of executions than what is in it.
+-- Seconds that RQ keeps a list of executions longer than its members.
 local EXECUTIONS_SECONDS = 60
--- Lua's stack has no room for more arguments of one call.
+-- Most arguments of one call, as Lua's stack is small.
 local MOST_ARGUMENTS = 1000
 
--- Whether an error says that the user lacks a right; the second text is Redis 7.0's.
+-- Tells whether an error means that the user lacks a right; the second text is Redis 7.0's.
 local function is_refusal(text)
   return string.find(text, 'ACL failure', 1, true)
     or string.find(text, 'The user executing the script', 1, true)
 end
 
--- Calls a command for a key that others write too. A key of another type is tolerated: a script
--- that fails halfway would lose jobs. Missing ACL rights do raise, so that an operator notices.
+-- Calls a command for a key that other programs write too. WRONGTYPE is tolerated: a script that
+-- fails halfway would lose jobs. Missing ACL rights do raise, so that an operator notices.
 local function call(...)
   local reply = redis.pcall(...)
   if type(reply) == 'table' and reply.err and is_refusal(reply.err) then
@@ -46,8 +46,8 @@ local function same_owner(fence, other)
   return string.sub(fence, 1, OWNER_DIGITS) == string.sub(other, 1, OWNER_DIGITS)
 end
 
--- Reads the tag that a producer of ours has given a job (`Tag` in shared/records.py); nil if there
--- is none. A newer protocol may add flags, and words at the end.
+-- Reads the tag of a job (`Tag` in shared/records.py); nil for a job of RQ's. A newer protocol may
+-- add flags, and words at the end.
 local tags = {}
 local function read_tag(text)
   if not text or text == '' then
@@ -70,17 +70,17 @@ local function read_tag(text)
   return tag
 end
 
--- Charges a job an attempt, with `default` for those that its producer said nothing of; returns
--- whether it has none left.
+-- Charges a job an attempt; returns whether it is exhausted. `default` is its number of attempts
+-- if its tag does not set them.
 local function charge(job, tag, default)
   local allowed = tag and tag.attempts > 0 and tag.attempts or default
   local attempts = call('HINCRBY', job, 'farpool_attempts', 1)
-  -- An error means that somebody has written something else there.
+  -- An error means that another program wrote no number there.
   return type(attempts) == 'table' or attempts >= allowed
 end
 
 -- Keeps RQ's records of an execution for `ttl` seconds. `only` is an option of ZADD: 'XX' to renew
--- those that are still there, 'CH' to add them too.
+-- existing members only, 'CH' to add missing ones too.
 local function keep_execution(prefix, id, execution, queue, epoch, ttl, only)
   local member = id .. ':' .. execution
   local record, executions = prefix .. ':execution:' .. member, prefix .. ':executions:' .. id
@@ -101,8 +101,8 @@ local function end_execution(prefix, id, execution, queue, of_worker)
   return known ~= 0
 end
 
--- Whether RQ's code has ended an execution that its registry has no more, and put the job where it
--- belongs: it is in a queue then only if RQ retries or repeats it.
+-- Tells whether RQ's code has ended an execution that left its registry, and has put the job where
+-- it belongs: back into a queue only if RQ retries or repeats it.
 local function ended_by_rq(job, status)
   if status == QUEUED or status == STARTED then
     local again = call('HMGET', job, 'retries_left', 'repeats_left', 'number_of_retries')
@@ -111,7 +111,7 @@ local function ended_by_rq(job, status)
   return status == FINISHED or status == FAILED
 end
 
--- Puts a job back at the head of its queue; false if that is no list, so that it must stay claimed.
+-- Puts a job back at the head of its queue; false if that is not a list: the job stays claimed.
 local function put_back(prefix, id, queue)
   call('HSET', prefix .. ':job:' .. id, 'status', QUEUED)
   return type(call('LPUSH', prefix .. ':queue:' .. queue, id)) == 'number'

@@ -1,21 +1,21 @@
 #!lua flags=allow-oom
--- Takes over what a node held whose lease has ended: what it had not started goes back to the
--- head of its queue uncharged, what it had started is charged one attempt. A job that may run at
--- most once counts as started, because short ones are never announced.
--- A node that has just registered does so with its own claims, which are a predecessor's.
+-- Takes over the claims of a lost node: claimed jobs go back to the head of their queue uncharged,
+-- started ones are charged an attempt first. A job that may run at most once counts as started,
+-- because short jobs are never marked as started.
+-- A node that has just registered calls it for its own name, to recover a predecessor's claims.
 -- KEYS[1]  zset   rq:farpool:nodes            node -> when its lease ends
 -- KEYS[2]  hash   rq:farpool:claims:LOST      job id -> "c|s|x EXECUTION QUEUE"
 -- KEYS[3]  hash   rq:farpool:claims:NODE      the same of the calling node
 -- KEYS[4]  set    rq:worker:LOST:executions   "JOB:EXECUTION"
--- KEYS[5]  hash   rq:worker:NODE              RQ's record of the caller, with our `farpool_fence`
+-- KEYS[5]  hash   rq:worker:NODE              RQ's record of the caller, with its `farpool_fence`
 -- ARGV[1]  RQ's key prefix
 -- ARGV[2]  the lost node
--- ARGV[3]  attempts of a job whose producer said nothing of it
+-- ARGV[3]  attempts of a job whose tag does not set them
 -- ARGV[4]  the caller's fence
--- Returns {0}: the lease has not ended after all, another node was faster, or the caller waits for
---              this call no more
---      or {1, jobs given back, {id, execution, queue, tag} of an exhausted one, ...}, which the
---         caller has claimed now, to fail them
+-- Returns {0}: the lease has not ended after all, another node was faster, or the caller has
+--              abandoned this call
+--      or {1, number of jobs given back, {id, execution, queue, tag} of an exhausted job, ...}; the
+--         caller now holds the exhausted jobs, to fail them
 local prefix, lost, most_attempts, fence = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 if call('HGET', KEYS[5], 'farpool_fence') ~= fence then
   return {0}
@@ -31,7 +31,7 @@ local claims = redis.call('HGETALL', KEYS[2])
 for i = 1, #claims, 2 do
   local id = claims[i]
   local state, execution, queue = string.match(claims[i + 1], '^(%a )([%w_-]+) (.+)$')
-  -- One claim that a newer node wrote otherwise must not keep back the others.
+  -- A claim that a newer node wrote in another form must not block the others.
   local rest, kept = queue and execution .. ' ' .. queue, nil
   local job = prefix .. ':job:' .. id
   local status, text = unpack(queue and call('HMGET', job, 'status', 'farpool') or {})
@@ -40,7 +40,7 @@ for i = 1, #claims, 2 do
   if ended then
     redis.call('ZADD', prefix .. ':farpool:follow_ups', math.floor(now), id)
   elseif status == QUEUED or status == STARTED then
-    -- Any other status means that RQ's maintenance or a user decided meanwhile.
+    -- Any other status means that RQ's maintenance or a user has ended the job.
     local tag = read_tag(text)
     local begun = state == IS_STARTED or state == IS_CLAIMED and tag and tag.once
     if state == IS_EXHAUSTED or begun and charge(job, tag, most_attempts) then
@@ -49,7 +49,7 @@ for i = 1, #claims, 2 do
     elseif put_back(prefix, id, queue) then
       reply[2] = reply[2] + 1
     else
-      -- Nowhere to go until its queue is a list again; not started, so that it costs no more.
+      -- It stays until its queue is a list again; as claimed, so that it is not charged again.
       kept = IS_CLAIMED
     end
   end
@@ -62,7 +62,7 @@ for i = 1, #claims, 2 do
 end
 if not own then
   redis.call('ZREM', KEYS[1], lost)
-  -- Its entry among RQ's workers; a node that comes back registers anew.
+  -- Removes the node from RQ's workers; if it comes back, it registers again.
   local worker = prefix .. ':worker:' .. lost
   local queues = call('HGET', worker, 'queues')
   for queue in string.gmatch(type(queues) == 'string' and queues or '', '[^,]+') do

@@ -3,10 +3,10 @@
 -- KEYS[1]  hash   rq:farpool:claims:NODE      job id -> "c|s|x EXECUTION QUEUE"
 -- KEYS[2]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
 -- ARGV[1]  RQ's key prefix
--- ARGV[2]  if the jobs lost their process while they ran, which counts as an attempt: the attempts
---          of a job whose producer said nothing of it, else ""
+-- ARGV[2]  "", or, if each job cost its process and is to be charged an attempt: the attempts of a
+--          job whose tag does not set them
 -- ARGV[3+] for each job: id, execution, queue
--- Returns {id of a job that has had all its attempts, ...}, which stays claimed, to be failed
+-- Returns {id of an exhausted job, which the node still holds and has to fail, ...}
 local prefix, most_attempts = ARGV[1], tonumber(ARGV[2])
 local FIRST, WIDTH = 3, 3
 local exhausted = {}
@@ -27,7 +27,7 @@ for a = #ARGV - WIDTH + 1, FIRST, -WIDTH do
     if ended then
       redis.call('ZADD', prefix .. ':farpool:follow_ups', redis.call('TIME')[1], id)
     end
-    -- Any other status means that RQ's maintenance or a user decided meanwhile.
+    -- Any other status means that RQ's maintenance or a user has ended the job.
     if ended or status ~= QUEUED and status ~= STARTED then
       redis.call('HDEL', KEYS[1], id)
     elseif most_attempts and charge(job, read_tag(tag), most_attempts) then
@@ -36,7 +36,7 @@ for a = #ARGV - WIDTH + 1, FIRST, -WIDTH do
     elseif put_back(prefix, id, queue) then
       redis.call('HDEL', KEYS[1], id)
     else
-      -- Nowhere to go until its queue is a list again.
+      -- It stays until its queue is a list again.
       redis.call('HSET', KEYS[1], id, IS_CLAIMED .. rest)
     end
   end

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- Marks claimed jobs as started, with the records that RQ keeps of an execution.
+-- Marks claimed jobs as started, and writes RQ's records of their executions.
 -- KEYS[1]  hash   rq:farpool:claims:NODE      job id -> "c|s|x EXECUTION QUEUE"
 -- KEYS[2]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
 -- KEYS[3+] hash   rq:job:ID                   each job
 -- ARGV[1]  RQ's key prefix
 -- ARGV[2]  node
 -- ARGV[3]  time now, as RQ writes it
--- ARGV[4]  seconds until RQ may take the executions for abandoned
+-- ARGV[4]  seconds after which RQ counts the executions as abandoned
 -- ARGV[5+] for each job: id, execution, queue, time of its start
--- Returns {id of a job whose claim is gone, or about which somebody decided otherwise, ...}
+-- Returns {id of a job whose claim is gone, or that was canceled, deleted or ended meanwhile, ...}
 local prefix, node, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local FIRST_KEY, FIRST, WIDTH = 3, 5, 4
 local epoch = math.floor(server_time())

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Takes a node's leave, unless another node has its name by now. What it still holds, because no
--- queue took it or the server came to it late, is for others to take over.
+-- Ends a node's lease, unless another node has taken its name. Other nodes recover the claims that
+-- it still holds, because a queue was not a list or the server ran a call late.
 -- KEYS[1]  zset   rq:farpool:nodes            node -> when its lease ends
--- KEYS[2]  hash   rq:worker:NODE              RQ's record of the node, with our `farpool_fence`
+-- KEYS[2]  hash   rq:worker:NODE              RQ's record of the node, with its `farpool_fence`
 -- KEYS[3]  set    rq:worker:NODE:executions   "JOB:EXECUTION"
 -- KEYS[4]  hash   rq:farpool:claims:NODE      job id -> "c|s|x EXECUTION QUEUE"
--- KEYS[5+] set    rq:workers[:QUEUE]          RQ's workers, in all and of each queue
+-- KEYS[5+] set    rq:workers[:QUEUE]          RQ's workers, all and those of each queue
 -- ARGV[1]  node
 -- ARGV[2]  the node's fence
 -- ARGV[3]  time now, as RQ writes it
