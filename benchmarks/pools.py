@@ -38,7 +38,7 @@ def _compare(
     """Time a call on each pool; `limits` are its targets as multiples of multiprocessing's time."""
     with _pools(bench) as pools:
         times: dict[str, list[float]] = {name: [] for name in pools}
-        for _ in range(_TURNS):
+        for _ in range(bench.size(_TURNS)):
             for name, pool in pools.items():
                 times[name].append(seconds(partial(call, pool)))
     base = statistics.median(times.pop("multiprocessing"))

@@ -28,8 +28,11 @@ def double(buffer: bytearray) -> bytearray:
 
 
 def note_and_wait(folder: str) -> None:
-    """Note process and time in the file `trace` of a folder, and wait for a file `go` there."""
+    """Note process and time in the file `trace` of a folder, and wait for a file `go` there.
+
+    Where the task began twice, the folder may be removed before both have seen it.
+    """
     with Path(folder, "trace").open("a") as trace:
         trace.write(f"{os.getpid()} {time.time()}\n")
-    while not Path(folder, "go").exists():
+    while Path(folder).exists() and not Path(folder, "go").exists():
         time.sleep(0.01)

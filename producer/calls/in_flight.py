@@ -82,7 +82,8 @@ class InFlight:
         """Drop the chunks of a call."""
         if self._ended:
             return
-        ids = [key for key, chunk in list(self._chunks.items()) if chunk.call is call]
+        # A copy, because other threads may go on between the steps of making a list of items.
+        ids = [key for key, chunk in self._chunks.copy().items() if chunk.call is call]
         for chunk_id in ids:
             self._remove(chunk_id)
         with self._lock:
@@ -125,7 +126,7 @@ class InFlight:
         self.broken = error
         for call in list(self._feeding):
             call.fail(error)
-        for chunk_id, chunk in list(self._chunks.items()):
+        for chunk_id, chunk in self._chunks.copy().items():
             chunk.call.fail(error)
             self._remove(chunk_id)
         self.changed()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ from farpool.shared import keys
 from tests.support import tasks
 from tests.support.broker import Broker
 from tests.support.leaks import descendants
-from tests.support.nodes import ROOT, NodeProcess
+from tests.support.nodes import NodeProcess
 from tests.support.transitions import complete, completion, drop_lease, give_lease, take
 from tests.support.waiting import wait_for
 
@@ -29,24 +26,9 @@ Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def start(url: str, client: Redis) -> Iterator[Start]:
+def start(start_node: Callable[..., NodeProcess]) -> Start:
     """Starts a node with a lease of one second by its name."""
-    with contextlib.ExitStack() as stack:
-
-        def start(name: str) -> subprocess.Popen[bytes]:
-            script = Path(ROOT, "tests/support/programs/short_lease.py")
-            process = subprocess.Popen(
-                [sys.executable, script, url, name],
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                start_new_session=True,
-            )
-            stack.callback(process.wait, 20)
-            stack.callback(process.terminate)
-            stack.callback(process.send_signal, signal.SIGCONT)
-            wait_for(lambda: name in {node.name for node in overview(client).nodes})
-            return process
-
-        yield start
+    return lambda name: start_node(name=name, lease=1).process
 
 
 def is_alive(pid: int) -> bool:

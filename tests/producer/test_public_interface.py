@@ -38,6 +38,7 @@ def test_classes_show_nothing_else(ours: type, theirs: type, more: set[str]) -> 
     assert public(ours) == public(theirs) - {"Process"} | more
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_result_shows_nothing_else(processes: None) -> None:
     with farpool.Pool(1) as pool:
         result = pool.map_async(abs, [-1])

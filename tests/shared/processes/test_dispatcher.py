@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -604,12 +605,16 @@ def test_children_die_with_their_parent(method: str, tmp_path: Path) -> None:
     script, marker = tmp_path / "parent.py", tmp_path / "marker"
     script.write_text(PARENT)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        [sys.executable, script, method, marker],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
+    with (
+        # Its own, because who is killed cannot clean up.
+        tempfile.TemporaryDirectory() as scratch,
+        subprocess.Popen(
+            [sys.executable, script, method, marker],
+            env=os.environ | {"PYTHONPATH": path, "TMPDIR": scratch},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as parent,
+    ):
         try:
             assert parent.stdout is not None
             children = list(map(int, parent.stdout.readline().split()))
