@@ -30,7 +30,6 @@ PROGRAMS = programs()
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("processes")
-@pytest.mark.usefixtures("processes")
 def test_types(tmp_path: Path) -> None:
     for name, program in PROGRAMS.items():
         (tmp_path / f"{name}.py").write_text(program)

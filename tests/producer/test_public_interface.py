@@ -39,7 +39,7 @@ def test_classes_show_nothing_else(ours: type, theirs: type, more: set[str]) -> 
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_result_shows_nothing_else(processes: None) -> None:
+def test_a_result_shows_nothing_else() -> None:
     with farpool.Pool(1) as pool:
         result = pool.map_async(abs, [-1])
         assert public(result) == public(farpool.MapResult) | {"total"}
