@@ -107,6 +107,9 @@ class NodeProcess:
         return self
 
     def __exit__(self, *args: Any) -> None:
+        if not os.path.isdir(self._scratch.name):
+            # Ended before, by a fault.
+            return
         if self.process.poll() is None:
             # A stopped process takes no SIGTERM until it goes on.
             self.send(signal.SIGCONT)
