@@ -136,7 +136,8 @@ class Ledger(RuleBasedStateMachine):
     def teardown(self) -> None:
         for node, registration in self.registrations.items():
             self.broker.release(node, held(self.broker, node), max_attempts=ATTEMPTS)
-            # What is to be failed does not go back.
-            self.client.delete(keys.claims(node))
+            # Exhausted jobs do not go back, and no node is left to fail them.
+            exhausted = [keys.job(name) for name, job in self.jobs.items() if job.exhausted]
+            self.client.delete(keys.claims(node), *exhausted)
             registration.unregister()
         self.client.delete(keys.session(LEASED.session))
